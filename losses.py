@@ -1,0 +1,119 @@
+"""The losses of SEIGAN, one pure function per equation (§3.2-3.4), and the pool for experience replay.
+
+Arguments are tensors, results are scalar tensors; every reduction is a mean. Weights (the λs) and
+`.backward()` belong to the caller. This file needs torch only and can be copied out alone.
+"""
+import torch
+
+# --- adversarial terms: least squares GAN (§3.2, §3.3) ---
+
+
+def gan_generator(d_fake):
+    """(1 - D(fake))², the generator's side of l_inp, l_inp2 (with D_bg) and l_coarse, l_enh (with D_obj).
+
+    d_fake: scores of any shape. Minimal where the discriminator takes every fake for real.
+    """
+    return (1 - d_fake).square().mean()
+
+
+def gan_discriminator(d_real, d_fake1, d_fake2):
+    """(1 - D(real))² + ½ D(fake1)² + ½ D(fake2)² (§3.4): l_bg_disc and l_obj_disc.
+
+    For D_bg: real y, fakes x_hat and y_hat2. For D_obj: real x, fakes y_hat and z.
+    """
+    return (1 - d_real).square().mean() + 0.5 * d_fake1.square().mean() + 0.5 * d_fake2.square().mean()
+
+
+# --- reconstruction terms (§3.2, §3.3) ---
+
+
+def mae(image, target):
+    """|image - target|, mean absolute difference: l_bg_MAE (ŷ̂ and y), l_obj_MAE (x̂̂ and x), l_obj_id
+    (G_enh(x) and x), l_bg_id (G_inp((1 - G_seg(y)) y) and y). Both of one shape, in [-1, 1]."""
+    return (image - target).abs().mean()
+
+
+def gram(features):
+    """Gram matrix G_ij = Σ_k F_ik F_jk / (C·H·W) of each image (§3.2), in float32 or finer.
+
+    features: (N, C, H, W) -> (N, C, C). Deviation: divided by C·H·W, so that layers of all sizes
+    weigh alike; the paper prints the bare sum.
+    """
+    n, c, h, w = features.shape
+    f = _full_precision(features).reshape(n, c, h * w)  # half precision overflows in the sum over H·W
+    return f @ f.transpose(1, 2) / (c * h * w)
+
+
+def texture(features, target_features):
+    """l_bg_texture = |Gram(VGG_1(y)) - Gram(VGG_1(ŷ̂))|, averaged over layers.
+
+    Both arguments: {layer: (N, C, H, W)} with the same keys, e.g. of `networks.VGG19Features`.
+    """
+    terms = [mae(gram(features[k]), gram(target_features[k])) for k in features]
+    return torch.stack(terms).mean()
+
+
+def perceptual(features, target_features):
+    """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over layers. Arguments as for `texture`."""
+    terms = [mae(_full_precision(features[k]), _full_precision(target_features[k])) for k in features]
+    return torch.stack(terms).mean()
+
+
+def _full_precision(features):
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+# --- experience replay (§3.4) ---
+
+
+class ReplayPool:
+    """A pool of past fakes for the discriminators.
+
+    While it fills, `query` stores and returns the new images. Once full, each new image is, with
+    probability ½, exchanged for a stored one picked at random, which is returned in its place.
+
+    Args:
+        size: images held; 0 returns every image unchanged.
+        seed: of the pool's own random generator.
+    """
+
+    def __init__(self, size=50, seed=0):
+        self.size = size
+        self.count = 0
+        self.images = None  # (size, C, H, W), allocated by the first query
+        self.rng = torch.Generator().manual_seed(seed)
+
+    def query(self, images):
+        """images (N, C, H, W), detached -> as many images (N, C, H, W), new or from the pool; never a view of it."""
+        if self.size == 0:
+            return images
+        if self.images is None:
+            self.images = images.new_empty((self.size, *images.shape[1:]))
+        exchange = (torch.rand(len(images), generator=self.rng) < 0.5).tolist()
+        place = torch.randint(self.size, (len(images),), generator=self.rng).tolist()
+        out = images.clone()
+        for i, image in enumerate(images):
+            if self.count < self.size:
+                self.images[self.count] = image
+                self.count += 1
+            elif exchange[i]:
+                out[i] = self.images[place[i]]
+                self.images[place[i]] = image
+        return out
+
+    def state_dict(self):
+        """Plain dict of tensors: the images held and the generator's state."""
+        images = torch.empty(0) if self.images is None else self.images[: self.count].clone()
+        return {"images": images, "rng": self.rng.get_state()}
+
+    def load_state_dict(self, state, device="cpu"):
+        """Restore what `state_dict` gave. Raises ValueError if it holds more images than this pool."""
+        images = state["images"].to(device)
+        self.count = len(images)
+        if self.count > self.size:
+            raise ValueError(f"the saved pool holds {self.count} images, this one {self.size}")
+        self.images = None
+        if self.count:
+            self.images = images.new_empty((self.size, *images.shape[1:]))
+            self.images[: self.count] = images
+        self.rng.set_state(state["rng"].cpu())

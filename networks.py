@@ -1,0 +1,248 @@
+"""The networks of SEIGAN (§3.2-3.4, Fig. 3): three generators, the discriminator, VGG-19 features.
+
+Images are (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object. Every normalisation is
+per sample (instance normalisation without running statistics), so calls may be stacked along N without
+changing a value. The generators take any H and W: they pad by reflection to a multiple of their stride
+and crop back. This file needs torch (and VGG-19's features torchvision) only and can be copied out alone.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def norm(channels):
+    """Instance normalisation: per sample, no affine parameters, no running statistics."""
+    return nn.InstanceNorm2d(channels)
+
+
+def init_weights(net, std=0.02):
+    """Initialise every convolution of `net` in place: weights N(0, std), biases 0, as CycleGAN."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
+def pad_to_multiple(image, multiple):
+    """Pad (N, C, H, W) at the right and bottom so that H and W divide by `multiple`.
+
+    Reflection where the image is larger than the padding, else its border is repeated.
+    """
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if bottom == 0 and right == 0:
+        return image
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(image, (0, right, 0, bottom), mode=mode)
+
+
+class ResidualBlock(nn.Module):
+    """h + conv(relu(conv(h))) with 3x3 convolutions and reflection padding, as in CycleGAN's ResNet."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            norm(channels),
+            nn.ReLU(True),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            norm(channels),
+        )
+
+    def forward(self, h):
+        return h + self.body(h)
+
+
+class SegmentationNet(nn.Module):
+    """G_seg: CycleGAN's ResNet with a logistic sigmoid on one channel (§3.4, Fig. 3 right).
+
+    A 7x7 stem, two stride-2 convolutions, `n_blocks` residual blocks, two upsampling stages, a 7x7 head.
+
+    Args:
+        ngf: channels of the stem; twice and four times as many at the lower resolutions.
+        n_blocks: residual blocks at a quarter of the resolution.
+        head_bias: initial bias of the last layer, before the sigmoid.
+    """
+
+    stride = 4
+
+    def __init__(self, ngf=64, n_blocks=6, head_bias=-2.0):
+        super().__init__()
+        layers = [nn.Conv2d(3, ngf, 7, padding=3, padding_mode="reflect"), norm(ngf), nn.ReLU(True)]
+        for c in (ngf, 2 * ngf):
+            layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), norm(2 * c), nn.ReLU(True)]
+        layers += [ResidualBlock(4 * ngf) for _ in range(n_blocks)]
+        for c in (4 * ngf, 2 * ngf):
+            # Deviation: upsampling then convolution; transposed convolutions leave dots in the masks.
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1), norm(c // 2), nn.ReLU(True)]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(ngf, 1, 7, padding=3, padding_mode="reflect")
+        init_weights(self)
+        # Deviation: training starts from a nearly empty mask; from a full one it does not recover.
+        nn.init.constant_(self.head.bias, head_bias)
+
+    def forward(self, x):
+        """x (N, 3, H, W) in [-1, 1] -> m (N, 1, H, W) in [0, 1], 1 = object."""
+        height, width = x.shape[-2:]
+        h = self.body(pad_to_multiple(x, self.stride))
+        return torch.sigmoid(self.head(h))[..., :height, :width]
+
+
+class UNet(nn.Module):
+    """U-Net (§3.4, Fig. 3 left) with skip connections at every resolution, the full one included.
+
+    Args:
+        in_channels, out_channels: of the images in and out; the output is linear.
+        ngf: channels at full resolution; doubled at each halving, up to 8 * ngf.
+        n_downs: halvings of the resolution.
+    """
+
+    def __init__(self, in_channels, out_channels=3, ngf=64, n_downs=5):
+        super().__init__()
+        channels = [min(2**i, 8) * ngf for i in range(n_downs + 1)]
+        self.stride = 2**n_downs
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, ngf, 3, padding=1), nn.LeakyReLU(0.2, True))
+        self.downs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, d, 4, stride=2, padding=1), norm(d), nn.LeakyReLU(0.2, True))
+            for c, d in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.ups = nn.ModuleList(
+            # twice c in: the decoder's features and the skip of the same resolution, except at the bottom
+            nn.Sequential(
+                nn.Conv2d(d if i == n_downs - 1 else 2 * d, c, 3, padding=1),
+                norm(c),
+                nn.ReLU(True),
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+            )
+            for i, (c, d) in enumerate(zip(channels[:-1], channels[1:], strict=True))
+        )
+        self.head = nn.Conv2d(2 * ngf, out_channels, 3, padding=1)
+        init_weights(self)
+
+    def forward(self, image):
+        """(N, in_channels, H, W) -> (N, out_channels, H, W), unbounded."""
+        height, width = image.shape[-2:]
+        h = self.stem(pad_to_multiple(image, self.stride))
+        skips = []
+        for down in self.downs:
+            skips.append(h)
+            h = down(h)
+        for up, skip in zip(reversed(self.ups), reversed(skips), strict=True):
+            h = torch.cat([up(h), skip], 1)
+        return self.head(h)[..., :height, :width]
+
+
+class InpaintingNet(nn.Module):
+    """G_inp: two U-Nets in sequence, tanh after each (§3.2). x_hat = G_inp((1 - m) * x)."""
+
+    def __init__(self, ngf=64, n_downs=5):
+        super().__init__()
+        self.first = UNet(3 + 1, 3, ngf, n_downs)
+        self.second = UNet(3, 3, ngf, n_downs)
+
+    def forward(self, cut, noise):
+        """Fill what was cut out.
+
+        Args:
+            cut: (1 - m) * x, (N, 3, H, W) in [-1, 1]; m in [0, 1], 1 = object.
+            noise: (N, 1, H, W), standard normal.
+
+        Returns:
+            x_hat (N, 3, H, W) in (-1, 1).
+        """
+        # Deviation: each U-Net adds to its input. Instance normalisation takes an image's colours away, and
+        # without this path the networks are long in learning to keep the background that is there.
+        coarse = torch.tanh(cut + self.first(torch.cat([cut, noise], 1)))
+        return torch.tanh(coarse + self.second(coarse))
+
+
+class EnhancementNet(nn.Module):
+    """G_enh: a U-Net on the coarse paste (§3.3). y_hat = clamp(z + U(z, noise)), or tanh(U(z, noise)).
+
+    Args:
+        direct: output the image itself (tanh) rather than a residual on z.
+    """
+
+    def __init__(self, ngf=64, n_downs=5, direct=False):
+        super().__init__()
+        self.unet = UNet(3 + 1, 3, ngf, n_downs)
+        self.direct = direct
+
+    def forward(self, z, noise):
+        """z (N, 3, H, W) in [-1, 1], noise (N, 1, H, W) standard normal -> y_hat (N, 3, H, W) in [-1, 1]."""
+        out = self.unet(torch.cat([z, noise], 1))
+        return torch.tanh(out) if self.direct else (z + out).clamp(-1, 1)
+
+
+class Discriminator(nn.Module):
+    """D_obj or D_bg: CycleGAN's convolutional discriminator with a linear output (§3.2, §3.3).
+
+    Args:
+        ndf: channels of the first layer; doubled by each further one, up to 8 * ndf.
+        n_layers: stride-2 layers; the receptive field is 70 px with 3 and 142 px with 4 ("deeper").
+    """
+
+    def __init__(self, ndf=64, n_layers=4):
+        super().__init__()
+        layers = [nn.Conv2d(3, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+        channels = [min(2**i, 8) * ndf for i in range(n_layers + 1)]
+        for i, (c, d) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            stride = 2 if i < n_layers - 1 else 1
+            layers += [nn.Conv2d(c, d, 4, stride=stride, padding=1), norm(d), nn.LeakyReLU(0.2, True)]
+        layers += [nn.Conv2d(channels[-1], 1, 4, padding=1)]
+        self.body = init_weights(nn.Sequential(*layers))
+        # the two stride-1 layers of width 4 need two pixels each after n_layers halvings
+        self.min_size = 3 * 2**n_layers
+
+    def forward(self, image):
+        """(N, 3, H, W) in [-1, 1] -> scores (N, 1, H', W'), near 1 for real and near 0 for fake."""
+        return self.body(image)
+
+
+class VGG19Features(nn.Module):
+    """Features of a frozen VGG-19 at the paper's two sets of layers (§3.2), each after its ReLU.
+
+    VGG_1 = the first five convolutions, VGG_2 = the last five, by their index in torchvision's
+    `vgg19().features`. Only the layers up to the deepest one asked for are built.
+
+    Args:
+        taps: indices of convolutions whose rectified outputs are returned.
+        state: state dict with torchvision's names ("features.0.weight", ...); it need only hold the
+            layers in use. Raises ValueError where one is missing or has another shape.
+    """
+
+    VGG1 = (0, 2, 5, 7, 10)
+    VGG2 = (25, 28, 30, 32, 34)
+
+    def __init__(self, taps, state):
+        from torchvision.models.vgg import cfgs, make_layers  # here: the one thing that needs torchvision
+
+        super().__init__()
+        self.taps = tuple(sorted(taps))
+        features = make_layers(cfgs["E"], batch_norm=False)[: self.taps[-1] + 2]
+        needed = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+        for name, tensor in needed.items():
+            if name not in state:
+                raise ValueError(f"the VGG-19 weights hold no {name}, which layer {self.taps[-1]} needs")
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} of the VGG-19 weights has shape {tuple(state[name].shape)}, "
+                                 f"not torchvision's {tuple(tensor.shape)}")
+        features.load_state_dict({name.removeprefix("features."): state[name] for name in needed})
+        for layer in features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # torchvision's is in place and would overwrite a tapped tensor
+        self.features = features.requires_grad_(False).eval()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, image):
+        """image (N, 3, H, W) in [-1, 1] -> {index: (N, C, H', W')}, one entry a tap."""
+        h = ((image + 1) / 2 - self.mean) / self.std
+        features = {}
+        for i, layer in enumerate(self.features):
+            h = layer(h)
+            if i - 1 in self.taps:
+                features[i - 1] = h
+        return features

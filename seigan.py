@@ -1,0 +1,463 @@
+"""SEIGAN: Segment-Enhance-Inpaint GAN (arXiv 1811.07630): the model, its losses and its training step.
+
+    model = SEIGAN.load("checkpoints/demo/best.pt")
+    m, y_hat, x_hat = model.segment(x), model.paste(x, y), model.remove(x)
+
+Images are (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object, boxes (N, 4) or (4,):
+left, top, width, height in fractions of the image. x = <O, B_x> shows an object, y = <none, B_y> does not.
+"""
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import losses
+from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features
+
+MODES = ("seigan", "nocycle", "supervised")
+
+# λ1..λ11 (§3.4) under the names of their terms
+LAMBDAS = {
+    "inp": 2.0,  # λ1, l_inp_GAN
+    "inp2": 2.0,  # λ2, l_inp2_GAN
+    "bg_texture": 0.0,  # λ3, l_bg_texture
+    "bg_perc": 0.0,  # λ4, l_bg_perc
+    "bg_mae": 15.0,  # λ5, l_bg_MAE
+    "obj_perc": 0.0,  # λ6, l_obj_perc
+    "obj_mae": 3.0,  # λ7, l_obj_MAE
+    "coarse": 1.0,  # λ8, l_coarse_GAN
+    "enh": 1.0,  # λ9, l_enh_GAN
+    "id_obj": 3.0,  # λ10, l_obj_id
+    "id_bg": 10.0,  # λ11, l_bg_id
+}
+VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
+NOCYCLE_TERMS = ("coarse", "enh")
+GENERATORS = ("G_seg", "G_enh", "G_inp")
+NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class Swap:
+    """Every image and mask of the two swaps (§3.1, Fig. 2). None where the mode does not need it."""
+
+    m: torch.Tensor  # G_seg(x)
+    z: torch.Tensor  # m*x + (1-m)*y
+    y_hat: torch.Tensor | None = None  # G_enh(z): the object on B_y
+    x_hat: torch.Tensor | None = None  # G_inp((1-m)*x): B_x restored
+    m_hat: torch.Tensor | None = None  # G_seg(y_hat)
+    z_hat: torch.Tensor | None = None  # m_hat*y_hat + (1-m_hat)*x_hat
+    x_hat2: torch.Tensor | None = None  # G_enh(z_hat): x after the full cycle
+    y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
+    x_id: torch.Tensor | None = None  # G_enh(x)
+    y_id: torch.Tensor | None = None  # G_inp((1-G_seg(y))*y)
+
+
+def paste_coarse(x, y, m):
+    """Coarse paste m*x + (1-m)*y (§3.1). x, y (N, 3, H, W) in [-1, 1]; m (N, 1, H, W) in [0, 1], 1 = object."""
+    return m * x + (1 - m) * y
+
+
+def box_mask(box, height, width, grow=1.0):
+    """The area of a box as a mask: the share of each pixel that it covers.
+
+    Args:
+        box: (N, 4) left, top, width, height in fractions of the image.
+        grow: factor on width and height, about the box's centre.
+
+    Returns:
+        (N, 1, height, width) in [0, 1], 1 = inside.
+    """
+    left, top, w, h = box.double().unbind(1)
+
+    def coverage(start, extent, pixels):
+        lo = (start + extent * (1 - grow) / 2) * pixels
+        hi = lo + extent * grow * pixels
+        i = torch.arange(pixels, device=box.device, dtype=torch.double)
+        return (torch.minimum(i + 1, hi[:, None]) - torch.maximum(i, lo[:, None])).clamp(0, 1)
+
+    return (coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]).float()
+
+
+class SEIGAN(nn.Module):
+    """The five networks and the losses that train them.
+
+    Args:
+        mode: "seigan", "nocycle" (λ8 and λ9 alone, the paper's baseline after Remez et al.) or
+            "supervised" (G_seg alone on ground-truth masks, the paper's upper bound).
+        size: side in px of the training images; the discriminators' depth must suit it.
+        ngf, ndf: channels of the generators' and discriminators' first layers.
+        n_layers_D: stride-2 layers of the discriminators.
+        seg_blocks: residual blocks of G_seg.
+        unet_downs: halvings of the resolution in each U-Net.
+        head_bias: initial bias of G_seg's last layer, before the sigmoid.
+        enh_direct: G_enh gives the image itself rather than a residual on z.
+        box_prior: G_seg's mask is kept inside the object's box, grown by this factor; 0 = not.
+        box: the box that stands for an image's own where none is given (4 fractions).
+        crop_rule: how the training crops were cut, {"fit": "warp" or "keep", "object_size": px, "crop_size": px},
+            or None if unknown; kept for those who cut more.
+        lambdas: {term: λ}; missing terms have the default of `LAMBDAS`.
+        vgg_state: state dict of VGG-19 with torchvision's names; needed where a VGG term's λ is not 0.
+    """
+
+    def __init__(self, mode="seigan", size=128, ngf=64, ndf=64, n_layers_D=4, seg_blocks=6, unet_downs=5,
+                 head_bias=-2.0, enh_direct=False, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0),
+                 crop_rule=None, lambdas=None, vgg_state=None):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        unknown = set(lambdas or ()) - set(LAMBDAS)
+        if unknown:
+            raise ValueError(f"unknown loss terms {sorted(unknown)}; the terms are {', '.join(LAMBDAS)}")
+        lambdas = LAMBDAS | dict(lambdas or {})
+        if mode != "seigan":
+            lambdas = {k: v if mode == "nocycle" and k in NOCYCLE_TERMS else 0.0 for k, v in lambdas.items()}
+        self.config = dict(mode=mode, size=size, ngf=ngf, ndf=ndf, n_layers_D=n_layers_D, seg_blocks=seg_blocks,
+                           unet_downs=unet_downs, head_bias=head_bias, enh_direct=enh_direct, box_prior=box_prior,
+                           box=list(box), crop_rule=crop_rule, lambdas=lambdas)
+        self.mode, self.size, self.lambdas, self.box_prior = mode, size, lambdas, box_prior
+        self.register_buffer("box", torch.tensor(box, dtype=torch.float64), persistent=False)
+
+        self.G_seg = SegmentationNet(ngf, seg_blocks, head_bias)
+        self.G_enh = EnhancementNet(ngf, unet_downs, enh_direct)
+        self.G_inp = InpaintingNet(ngf, unet_downs)
+        self.D_obj = Discriminator(ndf, n_layers_D)
+        self.D_bg = Discriminator(ndf, n_layers_D)
+        if size < self.D_obj.min_size:
+            raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers, which need "
+                             f"{self.D_obj.min_size} px: use fewer layers or larger images")
+        self.vgg = self._vgg(vgg_state)
+
+    def _vgg(self, state):
+        taps = set()
+        if self.lambdas["bg_texture"]:
+            taps |= set(VGG19Features.VGG1)
+        if self.lambdas["bg_perc"] or self.lambdas["obj_perc"]:
+            taps |= set(VGG19Features.VGG2)
+        if not taps:
+            return None
+        if state is None:
+            terms = [k for k in VGG_TERMS if self.lambdas[k]]
+            raise ValueError(f"the λs of {', '.join(terms)} are not 0, which takes VGG-19's weights")
+        return VGG19Features(taps, state)
+
+    # --- the two swaps ---
+
+    def _mask(self, images, box):
+        """G_seg(images), kept inside the box, which is grown by `box_prior`."""
+        m = self.G_seg(images)
+        if not self.box_prior:
+            return m
+        # Deviation: the crop rule knows the object's box, so nothing outside it is called object.
+        return m * box_mask(box, *images.shape[-2:], grow=self.box_prior).to(m)
+
+    def swap(self, x, y, box=None, rng=None):
+        """Both swaps (§3.1): the object of x onto y, and back. Calls that do not depend on one another are
+        fused along N: six generator calls in place of nine.
+
+        Args:
+            x, y: (N, 3, H, W) in [-1, 1].
+            box: the object's box in x, (N, 4) or (4,) fractions; default the model's `box`.
+            rng: torch.Generator on x's device for the noise; default torch's own.
+
+        Returns:
+            A `Swap`, with gradients where enabled.
+        """
+        n = len(x)
+        box = self._box(box, n)
+        noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
+        noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
+
+        m, m_y = self._mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)  # G_seg(x), G_seg(y)
+        z = paste_coarse(x, y, m)  # m*x + (1-m)*y
+        y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
+        # G_inp((1-m)*x), G_inp((1-G_seg(y))*y)
+        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), noise_inp).chunk(2)
+        m_hat = self._mask(y_hat, box)  # G_seg(y_hat)
+        z_hat = paste_coarse(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
+        x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
+        y_hat2 = self.G_inp((1 - m_hat) * y_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
+        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id)
+
+    def swap_once(self, x, y, box=None, rng=None):
+        """The paste of NoCycle: m, z and y_hat alone. Arguments as for `swap`."""
+        m = self._mask(x, self._box(box, len(x)))
+        z = paste_coarse(x, y, m)
+        noise = torch.randn((len(x), 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
+        return Swap(m, z, self.G_enh(z, noise))
+
+    def _box(self, box, n):
+        box = self.box if box is None else torch.as_tensor(box, device=self.box.device)
+        return box.expand(n, 4)
+
+    # --- losses ---
+
+    def generator_losses(self, x, y, s):
+        """The terms of the generators' loss (§3.4), unweighted.
+
+        Args:
+            x, y: (N, 3, H, W) in [-1, 1].
+            s: their `Swap`.
+
+        Returns:
+            {term: scalar tensor} for every term whose λ is not 0.
+        """
+        on = [k for k, weight in self.lambdas.items() if weight]
+        terms = {}
+        d_z, d_y_hat = self.D_obj(torch.cat([s.z, s.y_hat])).chunk(2)
+        terms["coarse"] = losses.gan_generator(d_z)  # (1 - D_obj(z))²
+        terms["enh"] = losses.gan_generator(d_y_hat)  # (1 - D_obj(y_hat))²
+        if self.mode == "nocycle":
+            return {k: terms[k] for k in on}
+
+        d_x_hat, d_y_hat2 = self.D_bg(torch.cat([s.x_hat, s.y_hat2])).chunk(2)
+        terms["inp"] = losses.gan_generator(d_x_hat)  # (1 - D_bg(x_hat))²
+        terms["inp2"] = losses.gan_generator(d_y_hat2)  # (1 - D_bg(y_hat2))²
+        terms["bg_mae"] = losses.mae(s.y_hat2, y)  # |y - y_hat2|
+        terms["obj_mae"] = losses.mae(s.x_hat2, x)  # |x - x_hat2|
+        terms["id_obj"] = losses.mae(s.x_id, x)  # |G_enh(x) - x|
+        terms["id_bg"] = losses.mae(s.y_id, y)  # |G_inp((1-G_seg(y))*y) - y|
+        return {k: v for k, v in (terms | self._vgg_losses(x, y, s)).items() if k in on}
+
+    def _vgg_losses(self, x, y, s):
+        """The terms on VGG-19's features. The real images' features need no graph."""
+        if self.vgg is None:
+            return {}
+        on, n = self.lambdas, len(x)
+        both = bool(on["obj_perc"])  # else x is not looked at
+        fake = self.vgg(torch.cat([s.y_hat2, s.x_hat2]) if both else s.y_hat2)
+        with torch.no_grad():
+            real = self.vgg(torch.cat([y, x]) if both else y)
+
+        def compare(loss, taps, part):
+            return loss({k: fake[k][part] for k in taps}, {k: real[k][part] for k in taps})
+
+        bg, obj, terms = slice(0, n), slice(n, 2 * n), {}
+        if on["bg_texture"]:  # |Gram(VGG_1(y)) - Gram(VGG_1(y_hat2))|
+            terms["bg_texture"] = compare(losses.texture, VGG19Features.VGG1, bg)
+        if on["bg_perc"]:  # |VGG_2(y) - VGG_2(y_hat2)|
+            terms["bg_perc"] = compare(losses.perceptual, VGG19Features.VGG2, bg)
+        if on["obj_perc"]:  # |VGG_2(x) - VGG_2(x_hat2)|
+            terms["obj_perc"] = compare(losses.perceptual, VGG19Features.VGG2, obj)
+        return terms
+
+    def discriminator_losses(self, x, y, fakes):
+        """Both discriminators' losses (§3.4).
+
+        Args:
+            x, y: (N, 3, H, W), the real images.
+            fakes: {"y_hat", "z", "x_hat", "y_hat2": (N, 3, H, W)}, detached; the last two for `seigan` only.
+
+        Returns:
+            {"D_obj": scalar tensor, "D_bg": scalar tensor}, the latter for `seigan` only.
+        """
+        d_x, d_y_hat, d_z = self.D_obj(torch.cat([x, fakes["y_hat"], fakes["z"]])).chunk(3)
+        terms = {"D_obj": losses.gan_discriminator(d_x, d_y_hat, d_z)}
+        if self.mode == "seigan":
+            d_y, d_x_hat, d_y_hat2 = self.D_bg(torch.cat([y, fakes["x_hat"], fakes["y_hat2"]])).chunk(3)
+            terms["D_bg"] = losses.gan_discriminator(d_y, d_x_hat, d_y_hat2)
+        return terms
+
+    # --- use from other code ---
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The model of a checkpoint, ready for inference, with averaged generators where it has them.
+
+        Raises FileNotFoundError or ValueError, in one line, if there is none or it is not one of ours.
+        """
+        state = load_checkpoint(path)
+        model = cls(**state["config"] | {"lambdas": NO_VGG})
+        model.load_networks(state["networks"] | state["averaged"])
+        return model.to(device).eval().requires_grad_(False)
+
+    def state(self, names=(*GENERATORS, "D_obj", "D_bg")):
+        """{name: state dict} of the networks so named, by default all five."""
+        return {name: self.get_submodule(name).state_dict() for name in names}
+
+    def load_networks(self, states):
+        """Load {name: state dict} into the networks so named."""
+        for name, state in states.items():
+            self.get_submodule(name).load_state_dict(state)
+
+    @torch.no_grad()
+    def segment(self, x, box=None):
+        """m = G_seg(x): x (N, 3, H, W) in [-1, 1] -> (N, 1, H, W) in [0, 1], 1 = object. `box` as for `swap`."""
+        return self._mask(x, self._box(box, len(x)))
+
+    @torch.no_grad()
+    def paste(self, x, y, box=None, seed=0):
+        """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same.
+
+        The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
+        After mode "supervised", which has no G_enh, it is the coarse paste.
+        """
+        z = paste_coarse(x, y, self.segment(x, box))
+        return z if self.mode == "supervised" else self.G_enh(z, self._fixed_noise(x, seed))
+
+    @torch.no_grad()
+    def remove(self, x, box=None, seed=0):
+        """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. Noise as for `paste`.
+
+        Raises ValueError after a mode that trains no G_inp.
+        """
+        if self.mode != "seigan":
+            raise ValueError(f"mode {self.mode} trains no G_inp: only a model of mode seigan can remove an object")
+        return self.G_inp((1 - self.segment(x, box)) * x, self._fixed_noise(x, seed))
+
+    def _fixed_noise(self, x, seed):
+        rng = torch.Generator().manual_seed(seed)
+        return torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
+
+
+class Trainer:
+    """What training adds to a `SEIGAN`: optimisers, replay pools, noise, averaged generators, the step.
+
+    Args:
+        model: on the device to train on.
+        lr, beta1: of Adam, for generators and discriminators; beta2 is 0.999.
+        lr_seg: factor on G_seg's learning rate.
+        pool_size: images in each of the four replay pools; 0 = none.
+        ema: decay per step of the generators' running average; 0 = none.
+        seed: of the noise and the pools.
+    """
+
+    FAKES = ("y_hat", "z", "x_hat", "y_hat2")
+
+    def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.999, seed=0):
+        self.model, self.ema, self.step = model, ema, 0
+        generators = [*model.G_enh.parameters(), *model.G_inp.parameters()]
+        discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
+        self.opt_G = torch.optim.Adam([{"params": [*model.G_seg.parameters()], "lr": lr * lr_seg},
+                                       {"params": generators, "lr": lr}], betas=(beta1, 0.999))
+        self.opt_D = torch.optim.Adam(discriminators, lr=lr, betas=(beta1, 0.999))
+        self.base_lr = {"G": [lr * lr_seg, lr], "D": [lr]}
+        self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i) for i, k in enumerate(self.FAKES)}
+        self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
+        self.averaged = model
+        if ema:  # a second model, with the averaged generators and the very same discriminators
+            self.averaged = SEIGAN(**model.config | {"lambdas": NO_VGG}).to(model.box.device)
+            self.averaged.D_obj, self.averaged.D_bg = model.D_obj, model.D_bg
+            self.averaged.load_networks(model.state())
+            for name in GENERATORS:
+                self.averaged.get_submodule(name).requires_grad_(False)
+
+    def train_step(self, x, y, box, mask=None, lr_factor=1.0):
+        """One update of the generators, then one of the discriminators (§3.4).
+
+        Args:
+            x, y: (N, 3, H, W) in [-1, 1]; box: (N, 4), the objects' boxes in x.
+            mask: (N, 1, H, W) in [0, 1], 1 = object; for mode "supervised" only.
+            lr_factor: on all learning rates, the schedule's value at this step.
+
+        Returns:
+            {name: detached scalar tensor}: the unweighted terms, "total", "mask_area", "mask_contrast".
+        """
+        self._set_lr(lr_factor)
+        if self.model.mode == "supervised":
+            log = self._supervised_step(x, box, mask)
+        else:
+            log = self._adversarial_step(x, y, box)
+        self.step += 1
+        self._average()
+        return log
+
+    def _adversarial_step(self, x, y, box):
+        model = self.model
+        swap = model.swap if model.mode == "seigan" else model.swap_once
+
+        # generators: the discriminators only pass gradients on
+        model.D_obj.requires_grad_(False)
+        model.D_bg.requires_grad_(False)
+        s = swap(x, y, box, self.rng)
+        terms = model.generator_losses(x, y, s)
+        total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
+        self.opt_G.zero_grad()
+        total.backward()
+        self.opt_G.step()
+
+        # discriminators, on fakes out of the replay pools
+        model.D_obj.requires_grad_(True)
+        model.D_bg.requires_grad_(True)
+        fakes = {k: self.pools[k].query(getattr(s, k).detach()) for k in self.FAKES if getattr(s, k) is not None}
+        d_terms = model.discriminator_losses(x, y, fakes)
+        self.opt_D.zero_grad()
+        sum(d_terms.values()).backward()  # l_bg_disc + l_obj_disc
+        self.opt_D.step()
+
+        return {k: v.detach() for k, v in (terms | d_terms | {"total": total} | _mask_figures(s.m)).items()}
+
+    def _supervised_step(self, x, box, mask):
+        m = self.model._mask(x, box)
+        loss = F.binary_cross_entropy(m, mask)
+        self.opt_G.zero_grad()
+        loss.backward()
+        self.opt_G.step()
+        return {k: v.detach() for k, v in ({"bce": loss, "total": loss} | _mask_figures(m)).items()}
+
+    def _set_lr(self, factor):
+        for opt, rates in ((self.opt_G, self.base_lr["G"]), (self.opt_D, self.base_lr["D"])):
+            for group, rate in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    @torch.no_grad()
+    def _average(self):
+        # a shorter memory at the start, so that the average forgets the initial weights
+        decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        for name in GENERATORS if self.ema else ():
+            average, current = self.averaged.get_submodule(name), self.model.get_submodule(name)
+            for a, p in zip(average.parameters(), current.parameters(), strict=True):
+                a.lerp_(p, 1 - decay)
+
+    def state_dict(self):
+        """Everything that training needs to go on, as one dict of tensors and plain containers."""
+        return {
+            "step": self.step,
+            "networks": self.model.state(),
+            "averaged": self.averaged.state(GENERATORS),
+            "opt_G": self.opt_G.state_dict(),
+            "opt_D": self.opt_D.state_dict(),
+            "pools": {k: pool.state_dict() for k, pool in self.pools.items()},
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        """Restore what `state_dict` gave, onto the model's device."""
+        self.step = state["step"]
+        self.model.load_networks(state["networks"])
+        if self.ema:
+            self.averaged.load_networks(state["averaged"])
+        self.opt_G.load_state_dict(state["opt_G"])
+        self.opt_D.load_state_dict(state["opt_D"])
+        for name, pool in self.pools.items():
+            pool.load_state_dict(state["pools"][name], device=self.model.box.device)
+        self.rng.set_state(state["rng"])
+
+
+def _mask_figures(m):
+    """Mean area, and contrast 2·mean|m - ½| (1 = all values 0 or 1): a collapsed mask shows in them."""
+    m = m.detach()
+    return {"mask_area": m.mean(), "mask_contrast": 2 * (m - 0.5).abs().mean()}
+
+
+def save_checkpoint(path, state):
+    """Write a checkpoint so that `path` holds either the old one or the whole new one, never a part."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as f:
+        torch.save(state | {"format": CHECKPOINT_FORMAT}, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU; only tensors and plain containers, never code.
+
+    Raises FileNotFoundError or ValueError, in one line, if there is none or it is not one of ours.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,16 @@
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def vgg19_state():
+    """Random weights for the convolutions of VGG-19 under torchvision's names, scaled to keep features of order 1."""
+    rng = torch.Generator().manual_seed(0)
+    layers = [(0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256),
+              (16, 256, 256), (19, 256, 512), (21, 512, 512), (23, 512, 512), (25, 512, 512), (28, 512, 512),
+              (30, 512, 512), (32, 512, 512), (34, 512, 512)]
+    state = {}
+    for index, c, d in layers:
+        state[f"features.{index}.weight"] = torch.randn(d, c, 3, 3, generator=rng) * (2 / (9 * c)) ** 0.5
+        state[f"features.{index}.bias"] = torch.randn(d, generator=rng) * 0.1
+    return state

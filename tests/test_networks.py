@@ -1,0 +1,130 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, UNet, VGG19Features, pad_to_multiple
+
+VGG19_WIDTHS = [64, 64, "pool", 128, 128, "pool"] + [256] * 4 + ["pool"] + [512] * 4 + ["pool"] + [512] * 4
+
+
+def noise_for(image):
+    return torch.randn(len(image), 1, *image.shape[-2:])
+
+
+@pytest.mark.parametrize("n,height,width", [(1, 16, 16), (3, 16, 24), (2, 19, 33), (1, 7, 5)])
+def test_generators_keep_any_size_and_their_range(n, height, width):
+    x = torch.rand(n, 3, height, width) * 2 - 1
+    m = SegmentationNet(ngf=4, n_blocks=1)(x)
+    assert m.shape == (n, 1, height, width) and 0 <= m.min() and m.max() <= 1
+    for net in (InpaintingNet(4, 2), EnhancementNet(4, 2), EnhancementNet(4, 2, direct=True)):
+        out = net(x, noise_for(x))
+        assert out.shape == x.shape and -1 <= out.min() and out.max() <= 1
+
+
+def test_padding_reflects_at_right_and_bottom_only():
+    image = torch.arange(15.0).view(1, 1, 3, 5)
+    padded = pad_to_multiple(image, 4)
+    assert padded.shape == (1, 1, 4, 8)
+    assert torch.equal(padded[..., :3, :5], image)
+    assert padded[0, 0, 3].tolist() == [5, 6, 7, 8, 9, 8, 7, 6]  # row 3 mirrors row 1, columns 5-7 mirror 3-1
+    assert pad_to_multiple(image[..., :3, :4], 1).shape == (1, 1, 3, 4)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    net = SegmentationNet(ngf=32, n_blocks=2, head_bias=-3.0)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module is not net.head:
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert not module.bias.any()
+    assert net.head.bias.item() == -3.0
+
+
+def test_generators_start_near_the_image():
+    x = torch.rand(2, 3, 32, 32) - 0.5
+    assert (EnhancementNet(8, 3)(x, noise_for(x)) - x).abs().mean() < 0.2
+    assert (InpaintingNet(8, 3)(x, noise_for(x)) - x).abs().mean() < 0.2
+
+
+def test_enhancement_is_a_clamped_residual():
+    net, z = EnhancementNet(4, 2), torch.rand(1, 3, 16, 16) * 2 - 1
+    noise = noise_for(z)
+    assert torch.equal(net(z, noise), (z + net.unet(torch.cat([z, noise], 1))).clamp(-1, 1))
+    net.direct = True
+    assert torch.equal(net(z, noise), torch.tanh(net.unet(torch.cat([z, noise], 1))))
+
+
+def test_nothing_passes_between_samples():
+    """Per-sample normalisation: what stands beside an image in the batch does not change its output."""
+    x = torch.rand(3, 3, 16, 16, dtype=torch.double) * 2 - 1
+    noise = torch.randn(3, 1, 16, 16, dtype=torch.double)
+    for net, args in ((SegmentationNet(4, 1), ()), (InpaintingNet(4, 2), (noise,)), (EnhancementNet(4, 2), (noise,)),
+                      (Discriminator(4, 2), ())):
+        net = net.double()
+        alone = net(x[1:2], *(a[1:2] for a in args))
+        assert torch.allclose(net(x, *args)[1:2], alone, atol=1e-12)
+        assert net.train()(x, *args).equal(net.eval()(x, *args))
+
+
+@pytest.mark.parametrize("n_layers,field", [(2, 34), (3, 70), (4, 142)])
+def test_discriminator_receptive_field(n_layers, field):
+    net = Discriminator(ndf=2, n_layers=n_layers)
+    plain = nn.Sequential(*[m for m in net.body if isinstance(m, nn.Conv2d)]).double()  # normalisation sees everything
+    for conv in plain:
+        nn.init.constant_(conv.weight, 1.0)
+    image = torch.zeros(1, 3, 320, 320, dtype=torch.double, requires_grad=True)
+    out = plain(image)
+    out[0, 0, out.shape[2] // 2, out.shape[3] // 2].backward()
+    assert image.grad[0, 0].any(0).sum() == image.grad[0, 0].any(1).sum() == field
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 4])
+def test_discriminator_smallest_size(n_layers):
+    net = Discriminator(ndf=2, n_layers=n_layers)
+    assert net(torch.rand(1, 3, net.min_size, net.min_size)).numel() >= 1
+
+
+def test_unet_uses_every_layer():
+    net = UNet(4, 3, ngf=4, n_downs=3)
+    net(torch.randn(2, 4, 16, 16)).square().sum().backward()
+    assert all(p.grad.any() for name, p in net.named_parameters() if "weight" in name)
+
+
+def test_vgg_features_against_a_literal_network(vgg19_state):
+    state = vgg19_state
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    taps = VGG19Features.VGG1 + VGG19Features.VGG2
+    features = VGG19Features(taps, state)(image)
+
+    h = (image * 0.5 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]).view(3, 1, 1)
+    literal, index = [], 0
+    for width in VGG19_WIDTHS:
+        if width == "pool":
+            h, index = F.max_pool2d(h, 2), index + 1
+        else:
+            h = F.conv2d(h, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1).relu()
+            literal.append(h)
+            index += 2
+    assert list(features) == sorted(taps)
+    for got, expected in zip(features.values(), literal[:5] + literal[-5:], strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_vgg_is_no_deeper_than_needed_and_frozen(vgg19_state):
+    first_five = {k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 10}
+    net = VGG19Features(VGG19Features.VGG1, first_five)
+    assert len(net.features) == 12
+    assert not any(p.requires_grad for p in net.parameters())
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    net(image)[10].sum().backward()
+    assert image.grad.any()
+
+
+def test_vgg_weights_that_do_not_fit(vgg19_state):
+    first_five = {k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 10}
+    with pytest.raises(ValueError, match="hold no features.12.weight"):
+        VGG19Features((12,), first_five)
+    with pytest.raises(ValueError, match="features.0.weight .* has shape"):
+        VGG19Features((0,), {"features.0.weight": torch.zeros(1), "features.0.bias": torch.zeros(64)})

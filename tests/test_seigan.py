@@ -1,0 +1,359 @@
+"""The model: fused calls against separate ones, every term against the paper, what each term moves, resuming."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses
+import seigan
+from seigan import GENERATORS, LAMBDAS, SEIGAN, Trainer, box_mask, load_checkpoint, paste_coarse, save_checkpoint
+
+BOX = (0.125, 0.125, 0.75, 0.75)
+TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
+
+
+def tiny(seed=0, vgg_state=None, **options):
+    torch.manual_seed(seed)
+    vgg_lambdas = dict.fromkeys(seigan.VGG_TERMS, 1.0 if vgg_state else 0.0)
+    model = SEIGAN(**TINY | {"lambdas": vgg_lambdas} | options, vgg_state=vgg_state)
+    for net in (model.G_seg, model.G_enh, model.G_inp):  # away from the identity, so that no term is nearly 0
+        for p in net.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+    return model
+
+
+def images(n=2, seed=1, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    return [(torch.rand(n, 3, 16, 16, generator=rng) * 1.6 - 0.8).to(dtype) for _ in range(2)]
+
+
+# --- the swaps ---
+
+
+def literal_swap(model, x, y, rng):
+    """Nine separate generator calls, as one reads them in the paper (§3.1, Fig. 2), with the same noise."""
+    n = len(x)
+    prior = box_mask(torch.tensor([BOX] * n), 16, 16, 1.1).to(x)
+    noise = torch.randn(6 * n, 1, 16, 16, generator=rng, dtype=x.dtype)
+    e_z, e_x, i_x, i_y, e_z2, i_y2 = noise.chunk(6)
+    m = model.G_seg(x) * prior
+    m_y = model.G_seg(y) * prior
+    z = m * x + (1 - m) * y
+    y_hat = model.G_enh(z, e_z)
+    x_hat = model.G_inp((1 - m) * x, i_x)
+    m_hat = model.G_seg(y_hat) * prior
+    z_hat = m_hat * y_hat + (1 - m_hat) * x_hat
+    return dict(m=m, z=z, y_hat=y_hat, x_hat=x_hat, m_hat=m_hat, z_hat=z_hat,
+                x_hat2=model.G_enh(z_hat, e_z2), y_hat2=model.G_inp((1 - m_hat) * y_hat, i_y2),
+                x_id=model.G_enh(x, e_x), y_id=model.G_inp((1 - m_y) * y, i_y))
+
+
+def test_fused_calls_equal_separate_calls():
+    model = tiny().double()
+    x, y = images(3, dtype=torch.double)
+    fused = model.swap(x, y, rng=torch.Generator().manual_seed(5))
+    for name, expected in literal_swap(model, x, y, torch.Generator().manual_seed(5)).items():
+        assert torch.allclose(vars(fused)[name], expected, atol=1e-12), name
+
+
+def test_swap_makes_six_generator_calls():
+    model, calls = tiny(), []
+    for name in GENERATORS:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    model.swap(*images())
+    assert sorted(calls) == ["G_enh"] * 2 + ["G_inp"] * 2 + ["G_seg"] * 2
+
+
+def test_coarse_paste_by_hand():
+    x, y = torch.full((1, 3, 1, 2), 1.0), torch.full((1, 3, 1, 2), -1.0)
+    assert paste_coarse(x, y, torch.tensor([[[[1.0, 0.25]]]]))[0, 0, 0].tolist() == [1.0, -0.5]
+
+
+def test_box_mask_by_hand():
+    # columns 1 to 2.5 of 4, rows 0 to 2 of 4
+    mask = box_mask(torch.tensor([[0.25, 0.0, 0.375, 0.5]]), 4, 4)
+    assert mask[0, 0].tolist() == [[0, 1, 0.5, 0]] * 2 + [[0, 0, 0, 0]] * 2
+    # grown by 2 about the centre: a box over the middle half becomes everything
+    assert box_mask(torch.tensor([[0.25, 0.25, 0.5, 0.5]]), 4, 4, grow=2.0).eq(1).all()
+
+
+def test_box_prior_keeps_the_mask_in_the_box():
+    model = tiny(head_bias=9.0)
+    x, _ = images()
+    inside = box_mask(torch.tensor([BOX] * 2), 16, 16, 1.1)
+    assert model.segment(x)[inside == 0].eq(0).all()
+    assert model.segment(x)[inside == 1].gt(0.5).all()
+    assert tiny(head_bias=9.0, box_prior=0).segment(x).gt(0.5).all()
+
+
+# --- losses ---
+
+
+def literal_terms(model, x, y, s):
+    """All eleven terms, each written out alone."""
+    def texture(a, b):
+        fa, fb = model.vgg(a), model.vgg(b)
+        return sum((losses.gram(fa[k]) - losses.gram(fb[k])).abs().mean() for k in (0, 2, 5, 7, 10)) / 5
+
+    def perceptual(a, b):
+        fa, fb = model.vgg(a), model.vgg(b)
+        return sum((fa[k] - fb[k]).abs().mean() for k in (25, 28, 30, 32, 34)) / 5
+
+    return {
+        "inp": ((1 - model.D_bg(s["x_hat"])) ** 2).mean(),
+        "inp2": ((1 - model.D_bg(s["y_hat2"])) ** 2).mean(),
+        "bg_texture": texture(y, s["y_hat2"]),
+        "bg_perc": perceptual(y, s["y_hat2"]),
+        "bg_mae": (y - s["y_hat2"]).abs().mean(),
+        "obj_perc": perceptual(x, s["x_hat2"]),
+        "obj_mae": (x - s["x_hat2"]).abs().mean(),
+        "coarse": ((1 - model.D_obj(s["z"])) ** 2).mean(),
+        "enh": ((1 - model.D_obj(s["y_hat"])) ** 2).mean(),
+        "id_obj": (s["x_id"] - x).abs().mean(),
+        "id_bg": (s["y_id"] - y).abs().mean(),
+    }
+
+
+def test_generator_terms_equal_the_paper(vgg19_state):
+    model = tiny(vgg_state=vgg19_state).double()
+    x, y = images(dtype=torch.double)
+    s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
+    terms = model.generator_losses(x, y, s)
+    expected = literal_terms(model, x, y, literal_swap(model, x, y, torch.Generator().manual_seed(5)))
+    assert list(LAMBDAS) == list(expected) and set(terms) == set(expected)
+    for name in expected:
+        assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
+
+
+def test_discriminator_terms_equal_the_paper():
+    model = tiny().double()
+    rng = torch.Generator().manual_seed(2)
+    x, y, y_hat, z, x_hat, y_hat2 = torch.rand(6, 2, 3, 16, 16, generator=rng, dtype=torch.double)
+    terms = model.discriminator_losses(x, y, dict(y_hat=y_hat, z=z, x_hat=x_hat, y_hat2=y_hat2))
+    d = model.D_obj
+    assert terms["D_obj"].item() == pytest.approx(
+        ((1 - d(x)) ** 2 + 0.5 * d(y_hat) ** 2 + 0.5 * d(z) ** 2).mean().item())
+    d = model.D_bg
+    assert terms["D_bg"].item() == pytest.approx(
+        ((1 - d(y)) ** 2 + 0.5 * d(x_hat) ** 2 + 0.5 * d(y_hat2) ** 2).mean().item())
+
+
+OWNERS = {
+    "inp": {"G_seg", "G_inp"},
+    "inp2": {"G_seg", "G_enh", "G_inp"},
+    "bg_texture": {"G_seg", "G_enh", "G_inp"},
+    "bg_perc": {"G_seg", "G_enh", "G_inp"},
+    "bg_mae": {"G_seg", "G_enh", "G_inp"},
+    "obj_perc": {"G_seg", "G_enh", "G_inp"},
+    "obj_mae": {"G_seg", "G_enh", "G_inp"},
+    "coarse": {"G_seg"},
+    "enh": {"G_seg", "G_enh"},
+    "id_obj": {"G_enh"},
+    "id_bg": {"G_seg", "G_inp"},
+}
+
+
+@pytest.mark.parametrize("term", LAMBDAS)
+def test_which_networks_a_term_moves(term, vgg19_state):
+    model = tiny(vgg_state=vgg19_state)
+    x, y = images()
+    terms = model.generator_losses(x, y, model.swap(x, y, rng=torch.Generator().manual_seed(5)))
+    model.zero_grad()
+    terms[term].backward()
+    moved = {name for name in GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
+                                                for p in model.get_submodule(name).parameters())}
+    assert moved == OWNERS[term]
+
+
+def test_total_is_the_weighted_sum_and_only_weighted_terms_are_computed():
+    lambdas = {"inp": 1.5, "inp2": 0.0, "bg_mae": 7.0, "id_bg": 0.5}
+    trainer = Trainer(tiny(lambdas=dict.fromkeys(LAMBDAS, 0.0) | lambdas))
+    log = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    assert set(log) == {"inp", "bg_mae", "id_bg", "total", "D_obj", "D_bg", "mask_area", "mask_contrast"}
+    assert log["total"].item() == pytest.approx(sum(lambdas[k] * log[k].item() for k in ("inp", "bg_mae", "id_bg")))
+
+
+def test_defaults_name_every_lambda_once():
+    assert SEIGAN(**TINY).lambdas == LAMBDAS
+    with pytest.raises(ValueError, match="unknown loss terms .*bg_ssim"):
+        SEIGAN(**TINY, lambdas={"bg_ssim": 1.0})
+
+
+def test_vgg_lambda_without_weights():
+    with pytest.raises(ValueError, match="bg_perc .*VGG-19"):
+        SEIGAN(**TINY, lambdas={"bg_perc": 1.0})
+
+
+# --- the step ---
+
+
+def step_moves(trainer, monkeypatch, skip):
+    """Names of the networks that a step changes when the optimiser `skip` does not act."""
+    before = {k: copy.deepcopy(v) for k, v in trainer.model.state().items()}
+    monkeypatch.setattr(skip, "step", lambda: None)
+    trainer.train_step(*images(), torch.tensor([BOX] * 2), torch.rand(2, 1, 16, 16).round())
+    after = trainer.model.state()
+    return {k for k in before if any(not torch.equal(before[k][p], after[k][p]) for p in before[k])}
+
+
+@pytest.mark.parametrize("mode,generators,discriminators", [
+    ("seigan", {"G_seg", "G_enh", "G_inp"}, {"D_obj", "D_bg"}),
+    ("nocycle", {"G_seg", "G_enh"}, {"D_obj"}),
+    ("supervised", {"G_seg"}, set()),
+])
+def test_each_optimiser_moves_its_own_networks(mode, generators, discriminators, monkeypatch):
+    trainer = Trainer(tiny(mode=mode))
+    assert step_moves(trainer, monkeypatch, skip=trainer.opt_D) == generators
+    trainer = Trainer(tiny(mode=mode))
+    assert step_moves(trainer, monkeypatch, skip=trainer.opt_G) == discriminators
+
+
+def test_generator_step_leaves_no_gradient_in_the_discriminators(monkeypatch):
+    trainer = Trainer(tiny())
+    seen = []
+    monkeypatch.setattr(trainer.opt_G, "step", lambda: seen.extend(
+        p.grad for p in [*trainer.model.D_obj.parameters(), *trainer.model.D_bg.parameters()]))
+    trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    assert seen and all(grad is None for grad in seen)
+
+
+def test_discriminators_see_the_pools():
+    """The discriminators' loss is on what the pools return: with full pools, on older fakes too."""
+    trainer = Trainer(tiny(), pool_size=1)
+    seen = []
+    trainer.model.D_obj.register_forward_hook(lambda _, args, __: seen.append(args[0].detach()))
+    box = torch.tensor([BOX])
+    x, y = images(n=1)
+    for _ in range(12):
+        trainer.train_step(x, y, box)
+    generator_calls, discriminator_calls = seen[0::2], seen[1::2]
+    older = 0
+    for now, (fakes, batch) in enumerate(zip(generator_calls, discriminator_calls, strict=True)):
+        assert torch.equal(batch[0], x[0])
+        z, earlier = batch[2], [f[0] for f in generator_calls[:now]]
+        older += any(torch.equal(z, e) for e in earlier)
+        assert torch.equal(z, fakes[0]) or any(torch.equal(z, e) for e in earlier)
+    assert 0 < older < 12
+
+
+def test_learning_rates():
+    trainer = Trainer(tiny(), lr=1e-3, lr_seg=0.25)
+    trainer.train_step(*images(), torch.tensor([BOX] * 2), lr_factor=0.5)
+    assert [g["lr"] for g in trainer.opt_G.param_groups] == [1.25e-4, 5e-4]
+    assert [g["lr"] for g in trainer.opt_D.param_groups] == [5e-4]
+
+
+def test_averaged_generators():
+    trainer = Trainer(tiny(), ema=0.9)
+    p, average = trainer.model.G_seg.head.weight, trainer.averaged.G_seg.head.weight
+    expected = p.detach().double().clone()
+    for step in range(1, 5):
+        trainer.train_step(*images(), torch.tensor([BOX] * 2))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * p.detach().double()
+    assert torch.allclose(average.double(), expected, atol=1e-7)
+    assert trainer.averaged.D_obj is trainer.model.D_obj
+    assert Trainer(tiny(), ema=0.0).averaged is not None
+
+
+def test_supervised_loss_is_cross_entropy():
+    model, x = tiny(mode="supervised"), images()[0]
+    mask = torch.rand(2, 1, 16, 16).round()
+    m = model.segment(x)
+    expected = F.binary_cross_entropy(m, mask).item()
+    assert Trainer(model).train_step(x, x, torch.tensor([BOX] * 2), mask)["bce"].item() == pytest.approx(expected)
+
+
+def run_steps(trainer, start, stop):
+    for i in range(start, stop):
+        trainer.train_step(*images(seed=i), torch.tensor([BOX] * 2), lr_factor=1 - i / 20)
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_four_and_four_steps_are_eight(tmp_path):
+    whole = Trainer(tiny(), pool_size=3)
+    run_steps(whole, 0, 8)
+    first = Trainer(tiny(), pool_size=3)
+    run_steps(first, 0, 4)
+    save_checkpoint(tmp_path / "latest.pt", {"config": first.model.config, **first.state_dict()})
+    second = Trainer(tiny(seed=9), pool_size=3, seed=9)
+    second.load_state_dict(load_checkpoint(tmp_path / "latest.pt"))
+    run_steps(second, 4, 8)
+    assert equal(whole.state_dict(), second.state_dict())
+
+
+def test_one_batch_is_learned_and_the_mask_does_not_collapse():
+    """A bright square on a dark ground, a dark background: supervised by nothing but the adversary and the cycle."""
+    torch.manual_seed(0)
+    model = SEIGAN(**TINY | {"head_bias": -2.0, "ngf": 8, "ndf": 8})
+    trainer = Trainer(model, lr=1e-3, lr_seg=1.0)
+    x, y = torch.full((4, 3, 16, 16), -0.5), torch.full((4, 3, 16, 16), -0.5)
+    x[:, :, 4:12, 4:12] = 0.7
+    logs = [trainer.train_step(x, y, torch.tensor([BOX] * 4)) for _ in range(60)]
+    assert logs[-1]["obj_mae"] < 0.5 * logs[0]["obj_mae"]
+    assert logs[-1]["bg_mae"] < 0.5 * logs[0]["bg_mae"]
+    assert 0.05 < logs[-1]["mask_area"] < 0.6
+
+
+# --- use from other code ---
+
+
+def saved(tmp_path, **options):
+    trainer = Trainer(tiny(**options))
+    run_steps(trainer, 0, 2) if options.get("mode") != "supervised" else None
+    save_checkpoint(tmp_path / "latest.pt", {"config": trainer.model.config, **trainer.state_dict()})
+    return trainer, SEIGAN.load(tmp_path / "latest.pt")
+
+
+def test_loaded_model_is_the_averaged_one(tmp_path):
+    trainer, model = saved(tmp_path)
+    x, y = images()
+    assert torch.equal(model.segment(x), trainer.averaged.segment(x))
+    assert not torch.equal(model.segment(x), trainer.model.segment(x))
+    assert model.config["box"] == list(BOX) and not model.training
+
+
+def test_segment_paste_remove(tmp_path):
+    _, model = saved(tmp_path)
+    x, y = images(3)
+    m, y_hat, x_hat = model.segment(x), model.paste(x, y), model.remove(x)
+    assert m.shape == (3, 1, 16, 16) and y_hat.shape == x_hat.shape == x.shape
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    assert torch.equal(y_hat, model.G_enh(m * x + (1 - m) * y, noise))
+    assert torch.equal(x_hat, model.G_inp((1 - m) * x, noise))
+    assert torch.allclose(model.paste(x[1:2], y[1:2]), y_hat[1:2], atol=1e-6)  # whatever the batch
+    assert not torch.equal(model.remove(x, seed=1), x_hat)
+
+
+def test_what_a_mode_cannot_do(tmp_path):
+    _, model = saved(tmp_path, mode="supervised")
+    x, y = images()
+    m = model.segment(x)
+    assert torch.equal(model.paste(x, y), m * x + (1 - m) * y)
+    with pytest.raises(ValueError, match="mode supervised trains no G_inp"):
+        model.remove(x)
+
+
+def test_one_box_for_all_or_one_each():
+    model, (x, _) = tiny(head_bias=9.0), images()
+    other = (0.0, 0.0, 0.5, 0.5)
+    each = model.segment(x, torch.tensor([BOX, other]))
+    assert torch.equal(each[:1], model.segment(x[:1], BOX)) and torch.equal(each[1:], model.segment(x[1:], other))
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*none.pt: train first"):
+        SEIGAN.load(tmp_path / "none.pt")
+
+
+def test_discriminators_too_deep_for_the_size():
+    with pytest.raises(ValueError, match="size 16 is too small for discriminators of 4 layers, which need 48 px"):
+        SEIGAN(**TINY | {"n_layers_D": 4})

@@ -1,0 +1,232 @@
+"""train.py as users run it: options, errors in one line, files written, stopping and resuming."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import demo
+import train
+from seigan import SEIGAN, load_checkpoint
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SMALL = ("--gpu -1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --unet_downs 2 --batch_size 2 "
+         "--num_threads 0 --n_epochs 1 --n_epochs_decay 1 --print_freq 2 --val_freq 3 --display_freq 4 "
+         "--save_latest_freq 3")
+
+
+@pytest.fixture(scope="module")
+def dataroot(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    demo.write_demo(root, counts={"train": {"objects": 8, "backgrounds": 9}, "test": {"objects": 3, "backgrounds": 2}})
+    return root
+
+
+@pytest.fixture
+def run(dataroot, tmp_path, capsys):
+    def run(line, root=dataroot):
+        argv = line.split() + ["--checkpoints_dir", str(tmp_path)] + (["--dataroot", str(root)] if root else [])
+        try:
+            code = train.main(argv)
+        except SystemExit as end:  # argparse
+            code = end.code
+        return code, capsys.readouterr()
+    return run
+
+
+def records(folder):
+    with open(folder / "log.jsonl") as f:
+        return [json.loads(line) for line in f]
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def training_state(path):
+    return {k: v for k, v in load_checkpoint(path).items() if k != "options"}
+
+
+# --- a run ---
+
+
+def test_a_run_writes_what_it_promises(run, tmp_path):
+    code, out = run(f"--name a {SMALL}")
+    assert code == 0
+    folder = tmp_path / "a"
+    assert sorted(os.listdir(folder)) == ["best.pt", "config.json", "latest.pt", "log.jsonl", "samples"]
+    lines = records(folder)
+    training, validation = [r for r in lines if "total" in r], [r for r in lines if "val_iou" in r]
+    assert [r["step"] for r in training] == [2, 4, 6, 8] and [r["step"] for r in validation] == [3, 6, 8]
+    terms = {"inp", "inp2", "bg_mae", "obj_mae", "coarse", "enh", "id_obj", "id_bg", "D_obj", "D_bg"}
+    assert terms <= training[0].keys()
+    grid = Image.open(folder / "samples" / "0000008.png")
+    assert grid.size == (9 * 17 + 1, 2 * 17 + 1)  # 9 columns, 2 rows of 16 px with a border of 1
+    assert "batch_size: 2  [default: 8]" in out.out and "beta1: 0.5\n" in out.out
+    assert json.load(open(folder / "config.json"))["options"]["ngf"] == 4
+    best = max(r["val_iou"] for r in validation)
+    assert load_checkpoint(folder / "best.pt")["best_iou"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode,columns", [("nocycle", 5), ("supervised", 0)])
+def test_baselines_train_with_the_same_command(run, tmp_path, mode, columns):
+    code, _ = run(f"--name a --mode {mode} {SMALL}")
+    assert code == 0
+    samples = os.listdir(tmp_path / "a" / "samples")
+    assert len(samples) == (2 if columns else 0)
+    assert all(Image.open(tmp_path / "a" / "samples" / s).width == columns * 17 + 1 for s in samples)
+    assert SEIGAN.load(tmp_path / "a" / "latest.pt").mode == mode
+
+
+def test_demo_needs_nothing_else(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = {"train": {"objects": 4, "backgrounds": 4}, "test": {"objects": 2, "backgrounds": 2}}
+    monkeypatch.setattr(demo, "COUNTS", counts)
+    code, _ = run("--demo --name demo --n_epochs 1 --n_epochs_decay 0 --batch_size 2 --gpu -1", root=None)
+    assert code == 0
+    options = load_checkpoint(tmp_path / "demo" / "latest.pt")["options"]
+    assert options["size"] == train.DEMO["size"] and options["dataroot"] == "datasets/demo"
+    assert os.path.exists("datasets/demo/test/crops.json")
+
+
+def test_vgg_terms_train(run, tmp_path, vgg19_state):
+    torch.save({k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 10}, tmp_path / "vgg.pth")
+    code, _ = run(f"--name a {SMALL} --lambda_bg_texture 100 --vgg_weights {tmp_path / 'vgg.pth'}")
+    assert code == 0
+    assert all(r["bg_texture"] > 0 for r in records(tmp_path / "a") if "total" in r)
+    code, out = run(f"--name b {SMALL} --lambda_bg_perc 1 --vgg_weights {tmp_path / 'vgg.pth'}")
+    assert code == 2 and "the VGG-19 weights hold no features.12.weight" in out.err
+
+
+# --- resuming ---
+
+
+def test_a_stopped_run_goes_on_exactly(run, tmp_path):
+    """Killed in the middle of an epoch, between two checkpoints: the whole state and the log join without a trace."""
+    run(f"--name whole {SMALL} --pool_size 3")
+    run(f"--name cut {SMALL} --pool_size 3 --n_epochs_decay 0 --n_epochs 1")
+    state = load_checkpoint(tmp_path / "cut" / "latest.pt")
+    assert state["step"] == 4
+    # the epochs of the longer run, and lines that a kill after the checkpoint would have left behind
+    with open(tmp_path / "cut" / "log.jsonl", "a") as f:
+        f.write('{"step": 5, "total": 1}\n{"step": 6, "tot')
+    code, _ = run("--name cut --resume --n_epochs 1 --n_epochs_decay 1 --num_threads 1")
+    assert code == 0
+    assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
+    whole = [r for r in records(tmp_path / "whole") if r["step"] > 4]
+    assert whole == [r for r in records(tmp_path / "cut") if r["step"] > 4]
+
+
+def test_interrupt_finishes_the_step_and_saves(dataroot, tmp_path):
+    command = [sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
+               "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--n_epochs", "100000",
+               "--save_latest_freq", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "a" / "log.jsonl").exists() or not records(tmp_path / "a"):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    step = load_checkpoint(tmp_path / "a" / "latest.pt")["step"]
+    assert step > 0 and f"stopped after step {step}, all saved" in out
+
+
+def test_resume_refuses_another_model(run):
+    run(f"--name a {SMALL}")
+    code, out = run("--name a --resume --ngf 8")
+    assert code == 2
+    assert out.err == "train.py: error: --ngf was 4 when this run began, got 8: leave it out, or begin a new run " \
+                      "under another --name\n"
+
+
+def test_a_run_is_not_overwritten(run, tmp_path):
+    run(f"--name a {SMALL}")
+    before = (tmp_path / "a" / "latest.pt").read_bytes()
+    code, out = run(f"--name a {SMALL}")
+    assert code == 2 and "already holds a run: --resume goes on with it" in out.err
+    assert (tmp_path / "a" / "latest.pt").read_bytes() == before
+
+
+# --- the schedule ---
+
+
+def test_learning_rate_schedule():
+    factors = [train.lr_factor(step, 10, 2, 4) for step in range(60)]
+    assert factors[:21] == [1.0] * 21 and factors[40] == 0.5 and factors[59] == pytest.approx(0.025)
+    assert train.lr_factor(60, 10, 2, 4) == 0.0
+    assert train.lr_factor(19, 10, 2, 0) == 1.0
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("line,message", [
+    ("", "--dataroot is missing"),
+    ("--size 130 --dataroot x", "--size must be a multiple of 4, got 130"),
+    ("--size 32 --dataroot {set}", "size 32 is too small for discriminators of 4 layers, which need 48 px"),
+    ("--dataroot /no/such/folder", "no folder /no/such/folder/train"),
+    ("--dataroot {set} --gpu 99", "--gpu 99: this machine has"),
+    ("--dataroot {set} --vgg_weights x.pth", "--vgg_weights is given, but --lambda_bg_texture"),
+    ("--dataroot {set} --n_epochs 0 --n_epochs_decay 0", "nothing to train"),
+    ("--dataroot {set} --lambda_bg_texture 1 --vgg_weights /no/file.pth", "no VGG-19 weights (FileNotFoundError from "
+     "/no/file.pth): give a file with --vgg_weights PATH, or set --lambda_bg_texture, --lambda_bg_perc and"),
+    ("--resume", "no checkpoint at"),
+    ("--name ../up --dataroot {set}", "--name must be a plain folder name, got '../up'"),
+    ("--batch_size 0", "must be a whole number from 1, got 0"),
+    ("--lr nan", "must be a number from 0, got nan"),
+    ("--beta1 1", "must be from 0 to below 1, got 1"),
+    ("--mode cyclegan", "invalid choice: 'cyclegan'"),
+    ("--lambda_foo 1", "unrecognized arguments: --lambda_foo"),
+])
+def test_bad_input_gets_one_line(run, dataroot, line, message, tmp_path):
+    code, out = run("--name a " + line.format(set=dataroot), root=None)
+    assert code == 2
+    last = out.err.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ") and message in last
+    assert len(out.err.strip().splitlines()) <= 2 and "Traceback" not in out.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_unreadable_picture_is_named(run, tmp_path):
+    root = tmp_path / "broken"
+    counts = {"train": {"objects": 3, "backgrounds": 2}, "test": {"objects": 1, "backgrounds": 1}}
+    demo.write_demo(root, counts=counts)
+    (root / "train" / "objects" / "00001.png").write_bytes(b"")
+    for workers in (0, 1):
+        code, out = run(f"--name a{workers} {SMALL} --num_threads {workers}", root=root)
+        assert code == 2 and "Traceback" not in out.err
+        assert "cannot read the image" in out.err and "00001.png" in out.err
+
+
+def test_a_term_that_is_not_finite_is_named(run, monkeypatch):
+    monkeypatch.setattr("losses.mae", lambda a, b: (a - b).mean() * float("nan"))
+    code, out = run(f"--name a {SMALL} --print_freq 1")
+    assert code == 2
+    assert "error: bg_mae, obj_mae, id_obj, id_bg, total not finite at step 1: lower --lr" in out.err
+
+
+def test_every_option_is_read():
+    """No option that nothing reads: each name stands in the code, beside its definition."""
+    with open(train.__file__) as f:
+        source = f.read()
+    for action in train.get_args_parser()._actions:
+        if not action.dest.startswith("lambda_") and action.dest != "help":
+            assert f"args.{action.dest}" in source, action.dest
+
+
+def test_importing_prints_and_parses_nothing(tmp_path):
+    code = "import sys; sys.argv = ['x', '--nonsense']; import networks, losses, seigan, data, train"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": HERE},
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,406 @@
+"""Train SEIGAN.
+
+    python train.py --demo --name demo                     # procedural pictures, a small model: minutes on a CPU
+    python train.py --dataroot datasets/dogs --name dogs   # crops that data.py made, on the first GPU if there is one
+    python train.py --name dogs --resume                   # go on where it stopped, exactly
+
+Writes CHECKPOINTS_DIR/NAME/: config.json, log.jsonl (every term), samples/*.png, latest.pt and, where there
+are masks to validate on, best.pt. Then `python test.py --name NAME`.
+"""
+import argparse
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+import demo
+from data import Crops, StepSampler, UnpairedCrops, save_image
+from metrics import iou
+from seigan import LAMBDAS, MODES, SEIGAN, VGG_TERMS, Trainer, load_checkpoint, save_checkpoint
+
+# What --demo changes in the defaults.
+DEMO = dict(dataroot="datasets/demo", size=32, ngf=16, ndf=16, n_layers_D=3, seg_blocks=3, n_epochs=15,
+            n_epochs_decay=15, val_freq=250, display_freq=250)
+# Options that may change when a run is resumed; the others are part of what is being trained.
+RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
+             "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq"}
+
+
+# --- options ---
+
+
+def positive_int(text):
+    """Whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
+    return value
+
+
+def count(text):
+    """Whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text}")
+    return value
+
+
+def weight(text):
+    """Finite number from 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, got {text}")
+    return value
+
+
+def share(text):
+    """Number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
+    return value
+
+
+def get_args_parser():
+    """The only list of options, with their defaults and help."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train SEIGAN.", allow_abbrev=False,
+                                     usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument_group("run").add_argument
+    add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
+    add("--dataroot", help="folder with train/ and test/, as `python data.py` makes it")
+    add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
+    add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
+    add("--gpu", type=int, help="number of the GPU, -1 = CPU; else the first GPU if there is one")
+    add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
+    add("--seed", type=count, default=0, help="of weights, order, flips, noise and pools")
+    add("--num_threads", type=count, default=2, help="processes that load pictures, 0 = none but this")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--mode", choices=MODES, default="seigan", help="nocycle = λ8, λ9 alone; supervised = G_seg on true masks")
+    add("--size", type=positive_int, default=128, help="side of the pictures in px")
+    add("--ngf", type=positive_int, default=64, help="channels of the generators' first layers")
+    add("--ndf", type=positive_int, default=64, help="channels of the discriminators' first layers")
+    add("--n_layers_D", type=positive_int, default=4, help="stride-2 layers of the discriminators")
+    add("--seg_blocks", type=count, default=6, help="residual blocks of G_seg")
+    add("--unet_downs", type=positive_int, help="halvings in each U-Net; else as many as leave 4 px or more")
+    add("--head_bias", type=float, default=-2.0, help="G_seg's initial bias before the sigmoid")
+    add("--enh_direct", action="store_true", help="G_enh gives the picture, not a residual on z")
+    add("--box_prior", type=weight, default=1.1, help="keep masks in the object's box grown by this factor, 0 = not")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--batch_size", type=positive_int, default=8, help="pictures of each kind in a step")
+    add("--n_epochs", type=count, default=100, help="epochs at the full learning rate")
+    add("--n_epochs_decay", type=count, default=100, help="epochs of linear decay to 0 after them")
+    add("--lr", type=weight, default=2e-4, help="Adam's learning rate")
+    add("--lr_seg", type=weight, default=0.4, help="factor on it for G_seg")
+    add("--beta1", type=share, default=0.5, help="Adam's momentum")
+    add("--pool_size", type=count, default=50, help="pictures in each replay pool, 0 = none")
+    add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
+    add("--no_flip", action="store_true", help="do not flip pictures left-right")
+
+    add = parser.add_argument_group("losses").add_argument
+    for i, (term, default) in enumerate(LAMBDAS.items()):
+        vgg = ", needs VGG-19" if term in VGG_TERMS else ""
+        add(f"--lambda_{term}", type=weight, default=default, help=f"λ{i + 1} of the paper{vgg}")
+    add("--vgg_weights", help="file of VGG-19's weights, torchvision's names; else torchvision's, downloaded if needed")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--print_freq", type=positive_int, default=20, help="steps between lines of the log")
+    add("--display_freq", type=positive_int, default=500, help="steps between sample grids")
+    add("--save_latest_freq", type=positive_int, default=500, help="steps between checkpoints")
+    add("--val_freq", type=positive_int, default=500, help="steps between validations")
+    return parser
+
+
+def parse_args(argv=None):
+    """Options of a command line; with --resume, those of the checkpoint where the command line gives none.
+
+    Returns (args, checkpoint or None). Raises ValueError or OSError, in one line, where they do not fit.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = get_args_parser()
+    if "--demo" in argv:
+        parser.set_defaults(**DEMO)
+    args = parser.parse_args(argv)
+    if args.name in ("", ".", "..") or os.path.basename(args.name) != args.name:
+        raise ValueError(f"--name must be a plain folder name, got {args.name!r}")
+    checkpoint = None
+    if args.resume:
+        checkpoint = load_checkpoint(latest_path(args))
+        args = resumed_args(parser, argv, checkpoint["options"])
+    elif os.path.exists(latest_path(args)):
+        raise ValueError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
+                         "another --name begins a new one")
+    check_args(args)
+    return args, checkpoint
+
+
+def resumed_args(parser, argv, saved):
+    """The options of a resumed run: `saved`, but for what `argv` gives and may change."""
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    for key, value in vars(args).items():
+        if key not in RESUMABLE and value != saved.get(key):
+            raise ValueError(f"--{key} was {saved.get(key)} when this run began, got {value}: "
+                             "leave it out, or begin a new run under another --name")
+    return args
+
+
+def check_args(args):
+    """Raise ValueError where options contradict each other or the machine."""
+    if args.dataroot is None:
+        raise ValueError("--dataroot is missing: the folder that `python data.py` made, or use --demo")
+    if args.size % 4:
+        raise ValueError(f"--size must be a multiple of 4, got {args.size}")
+    if args.n_epochs + args.n_epochs_decay == 0:
+        raise ValueError("--n_epochs and --n_epochs_decay are both 0: nothing to train")
+    if args.vgg_weights and not needs_vgg(args):
+        raise ValueError("--vgg_weights is given, but --lambda_bg_texture, --lambda_bg_perc and --lambda_obj_perc "
+                         "are all 0: nothing would read it")
+    pick_device(args.gpu)
+
+
+def needs_vgg(args):
+    return args.mode == "seigan" and any(vars(args)[f"lambda_{term}"] for term in VGG_TERMS)
+
+
+def pick_device(gpu):
+    """torch device of --gpu: a number, -1 for the CPU, None for the first GPU if there is one."""
+    found = torch.cuda.device_count()
+    if gpu is None:
+        return torch.device("cuda:0" if found else "cpu")
+    if not -1 <= gpu < found:
+        raise ValueError(f"--gpu {gpu}: this machine has {found} CUDA GPUs; -1 is the CPU")
+    return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
+
+
+def run_folder(args):
+    return os.path.join(args.checkpoints_dir, args.name)
+
+
+def latest_path(args):
+    return os.path.join(run_folder(args), "latest.pt")
+
+
+# --- what a run is made of ---
+
+
+def vgg_state(args):
+    """VGG-19's weights where a λ needs them, else None. ValueError, with the remedy, if they cannot be had."""
+    if not needs_vgg(args):
+        return None
+    remedy = ("give a file with --vgg_weights PATH, or set --lambda_bg_texture, --lambda_bg_perc and "
+              "--lambda_obj_perc to 0")
+    try:
+        if args.vgg_weights:
+            return torch.load(args.vgg_weights, map_location="cpu", weights_only=True)
+        from torchvision.models import VGG19_Weights
+
+        print("downloading VGG-19's weights as torchvision names them, unless they are in its cache")
+        return VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
+    except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
+        raise ValueError(f"no VGG-19 weights ({type(error).__name__} from "
+                         f"{args.vgg_weights or 'the download'}): {remedy}") from error
+
+
+def build_trainer(args, crops, device):
+    """The model and its `Trainer`, on `device`; weights depend on the seed alone."""
+    torch.manual_seed(args.seed)
+    model = SEIGAN(
+        mode=args.mode, size=args.size, ngf=args.ngf, ndf=args.ndf, n_layers_D=args.n_layers_D,
+        seg_blocks=args.seg_blocks, unet_downs=args.unet_downs or max(1, int(math.log2(args.size)) - 2),
+        head_bias=args.head_bias, enh_direct=args.enh_direct, box_prior=args.box_prior,
+        box=torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
+        crop_rule=crops.rules[0] if crops.rules else None,
+        lambdas={term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}, vgg_state=vgg_state(args),
+    )
+    return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
+                   ema=args.ema, seed=args.seed)
+
+
+def lr_factor(step, steps_per_epoch, n_epochs, n_epochs_decay):
+    """CycleGAN's schedule as a function of the step: 1 for `n_epochs`, then linearly to 0 over `n_epochs_decay`."""
+    epochs_of_decay = step / steps_per_epoch - n_epochs
+    return 1.0 if epochs_of_decay <= 0 else max(0.0, 1 - epochs_of_decay / n_epochs_decay)
+
+
+def batches(dataset, args, start, stop, device):
+    """Training batches of steps start..stop-1, as tensors on `device`."""
+    loader = DataLoader(dataset, batch_sampler=StepSampler(start, stop, args.batch_size), num_workers=args.num_threads,
+                        worker_init_fn=leave_signals, pin_memory=device.type == "cuda", generator=torch.Generator())
+    for batch in loader:
+        yield {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+# --- watching a run ---
+
+
+class Log:
+    """log.jsonl, one line a record; a resumed run drops what lies after its checkpoint."""
+
+    def __init__(self, path, step):
+        kept = []
+        if step and os.path.exists(path):
+            with open(path, encoding="utf-8") as f:
+                kept = [line for line in f if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        with open(path + ".tmp", "w", encoding="utf-8") as f:
+            f.writelines(kept)
+        os.replace(path + ".tmp", path)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, record):
+        """Append a dict; tensors of one element and numbers are written to 6 digits."""
+        record = {k: v if k == "step" else float(f"{float(v):.6g}") for k, v in record.items()}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+
+@torch.no_grad()
+def validate(model, crops, device, batch_size):
+    """Mean IoU of masks at crop size, and their mean area, over the crops that have a true mask."""
+    stems = [stem for stem in crops.stems if stem in crops.masks]
+    scores, areas = [], []
+    for i in range(0, len(stems), batch_size):
+        part = stems[i : i + batch_size]
+        m = model.segment(torch.stack([crops.object(s) for s in part]).to(device),
+                          torch.stack([crops.box(s) for s in part]).to(device))
+        scores.append(iou(m.cpu(), torch.stack([crops.mask(s) for s in part])))
+        areas.append(m.mean((1, 2, 3)).cpu())
+    return {"val_iou": torch.cat(scores).mean().item(), "val_mask_area": torch.cat(areas).mean().item()}
+
+
+@torch.no_grad()
+def save_samples(path, model, crops, device, rows=8):
+    """A grid of the first crops, always the same: columns x, m, z, ŷ, x̂, y, m̂, x̂̂, ŷ̂ (as far as the mode has them)."""
+    stems, others = crops.stems[:rows], crops.background_stems[:rows]
+    n = min(len(stems), len(others))
+    x = torch.stack([crops.object(s) for s in stems[:n]]).to(device)
+    y = torch.stack([crops.background(s) for s in others[:n]]).to(device)
+    box = torch.stack([crops.box(s) for s in stems[:n]]).to(device)
+    s = (model.swap if model.mode == "seigan" else model.swap_once)(x, y, box, torch.Generator(device).manual_seed(0))
+    columns = [x, s.m, s.z, s.y_hat, s.x_hat, y, s.m_hat, s.x_hat2, s.y_hat2]
+    columns = [2 * c.expand(-1, 3, -1, -1) - 1 if c.shape[1] == 1 else c for c in columns if c is not None]
+    save_image(path, make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns), padding=1, pad_value=1))
+
+
+def print_options(args, parser):
+    """Print the options in use, with the default beside what was changed, and keep them in config.json."""
+    lines = []
+    for key, value in sorted(vars(args).items()):
+        default = parser.get_default(key)
+        lines.append(f"{key:>18}: {value}" + (f"  [default: {default}]" if value != default else ""))
+    print("\n".join(lines))
+    revision = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
+                              capture_output=True, text=True, check=False).stdout.strip()
+    with open(os.path.join(run_folder(args), "config.json"), "w", encoding="utf-8") as f:
+        json.dump({"options": vars(args), "command": shlex.join(sys.argv), "revision": revision}, f, indent=1)
+
+
+# --- the loop ---
+
+
+def main(argv=None):
+    """Train as the command line says. Returns the exit code."""
+    try:
+        args, checkpoint = parse_args(argv)
+        if args.demo and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
+            print(f"making the demo set in {args.dataroot}")
+            demo.write_demo(args.dataroot)
+        return train(args, checkpoint)
+    except (ValueError, OSError) as error:
+        # a loading process wraps its error in a traceback, whose last line it is
+        message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        print(f"train.py: error: {message}", file=sys.stderr)
+        return 2
+
+
+def train(args, checkpoint=None):
+    """The alternating loop (§3.4). `checkpoint` is that of the run to go on with. Returns the exit code."""
+    device = pick_device(args.gpu)
+    crops = Crops(args.dataroot, "train", args.size)
+    held_out = Crops(args.dataroot, "val" if os.path.isdir(os.path.join(args.dataroot, "val")) else "test", args.size)
+    dataset = UnpairedCrops(crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
+    trainer = build_trainer(args, crops, device)
+    best_iou = -1.0
+    if checkpoint:
+        trainer.load_state_dict(checkpoint)
+        best_iou = checkpoint["best_iou"]
+
+    folder = run_folder(args)
+    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
+    print_options(args, get_args_parser())
+    log = Log(os.path.join(folder, "log.jsonl"), trainer.step)
+    steps_per_epoch = max(1, len(dataset.objects) // args.batch_size)
+    last_step = steps_per_epoch * (args.n_epochs + args.n_epochs_decay)
+    print(f"{len(dataset.objects)} objects, {len(crops.backgrounds)} backgrounds, {last_step} steps on {device}")
+
+    def save(name):
+        state = {"config": trainer.model.config, "options": vars(args), "best_iou": best_iou, **trainer.state_dict()}
+        save_checkpoint(os.path.join(folder, name), state)
+
+    stop = catch_signals()
+    bar = tqdm(total=last_step, initial=trainer.step, disable=None, unit="step")
+    for batch in batches(dataset, args, trainer.step, last_step, device):
+        factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
+        terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
+        step, last = trainer.step, trainer.step == last_step
+        bar.update()
+        if step % args.print_freq == 0 or last:
+            report(bar, log, terms, step)
+        if (step % args.display_freq == 0 or last) and args.mode != "supervised":
+            save_samples(os.path.join(folder, "samples", f"{step:07d}.png"), trainer.averaged, held_out, device)
+        if (step % args.val_freq == 0 or last) and held_out.masks:
+            figures = validate(trainer.averaged, held_out, device, args.batch_size)
+            log.write({"step": step, **figures})
+            bar.write(f"step {step}: IoU {figures['val_iou']:.3f}, mask area {figures['val_mask_area']:.3f}")
+            if figures["val_iou"] > best_iou:
+                best_iou = figures["val_iou"]
+                save("best.pt")
+        if step % args.save_latest_freq == 0 or last or stop:
+            save("latest.pt")
+        if stop:
+            print(f"stopped after step {step}, all saved: --resume goes on")
+            return 128 + stop[0]
+    return 0
+
+
+def report(bar, log, terms, step):
+    """A line of the log, and the main figures on the bar. ValueError if a term is not finite."""
+    figures = {k: v.item() for k, v in terms.items()}
+    bad = [k for k, v in figures.items() if not math.isfinite(v)]
+    if bad:
+        raise ValueError(f"{', '.join(bad)} not finite at step {step}: lower --lr or the λ of that term; "
+                         "the last checkpoint is kept")
+    log.write({"step": step, **figures})
+    bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
+
+
+def leave_signals(_worker):
+    """Let Ctrl-C, which a terminal sends to every process, end the loading processes with the main one alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def catch_signals():
+    """A list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
+    caught = []
+
+    def handle(number, _frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return caught
+
+
+if __name__ == "__main__":
+    sys.exit(main())
