@@ -88,6 +88,8 @@ class Crops:
         if not os.path.isdir(root):
             raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/ and test/; "
                                     "`python data.py --help` says how to make them")
+        if os.path.exists(os.path.join(root, "unfinished.jsonl")):
+            raise ValueError(f"{root} is unfinished: repeat the `python data.py` command that was making it")
         self.root, self.size = root, size
         self.objects = list_images(os.path.join(root, "objects"))
         self.backgrounds = list_images(os.path.join(root, "backgrounds"))

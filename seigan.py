@@ -20,17 +20,17 @@ MODES = ("seigan", "nocycle", "supervised")
 
 # λ1..λ11 (§3.4) under the names of their terms
 LAMBDAS = {
-    "inp": 2.0,  # λ1, l_inp_GAN
-    "inp2": 2.0,  # λ2, l_inp2_GAN
+    "inp": 1.0,  # λ1, l_inp_GAN
+    "inp2": 1.0,  # λ2, l_inp2_GAN
     "bg_texture": 0.0,  # λ3, l_bg_texture
     "bg_perc": 0.0,  # λ4, l_bg_perc
-    "bg_mae": 15.0,  # λ5, l_bg_MAE
+    "bg_mae": 5.0,  # λ5, l_bg_MAE
     "obj_perc": 0.0,  # λ6, l_obj_perc
-    "obj_mae": 3.0,  # λ7, l_obj_MAE
-    "coarse": 1.0,  # λ8, l_coarse_GAN
-    "enh": 1.0,  # λ9, l_enh_GAN
-    "id_obj": 3.0,  # λ10, l_obj_id
-    "id_bg": 10.0,  # λ11, l_bg_id
+    "obj_mae": 1.0,  # λ7, l_obj_MAE
+    "coarse": 3.0,  # λ8, l_coarse_GAN
+    "enh": 3.0,  # λ9, l_enh_GAN
+    "id_obj": 1.0,  # λ10, l_obj_id
+    "id_bg": 3.0,  # λ11, l_bg_id
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
 NOCYCLE_TERMS = ("coarse", "enh")
@@ -80,6 +80,28 @@ def box_mask(box, height, width, grow=1.0):
         return (torch.minimum(i + 1, hi[:, None]) - torch.maximum(i, lo[:, None])).clamp(0, 1)
 
     return (coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]).float()
+
+
+def augment(images, rng=None):
+    """Differentiable augmentation of what a discriminator sees, real or fake (Zhao et al., arXiv 2006.10738).
+
+    Each image has its own brightness, saturation, contrast, and shift by up to an eighth of its sides.
+    images: (N, 3, H, W) in [-1, 1] -> (N, 3, H, W), a little beyond [-1, 1]; rng: torch.Generator on their device.
+    """
+    n, _, height, width = images.shape
+    draw = torch.rand((5, n, 1, 1, 1), generator=rng, device=images.device, dtype=images.dtype)
+    images = images + draw[0] - 0.5
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * 2 * draw[1]
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * (0.5 + draw[2])
+
+    down, right = height // 8, width // 8
+    padded = F.pad(images, (right, right, down, down))  # 0 is mid-grey
+    rows = (draw[3] * (2 * down + 1)).long() + torch.arange(height, device=images.device).view(-1, 1)
+    cols = (draw[4] * (2 * right + 1)).long() + torch.arange(width, device=images.device)
+    image, channel = (torch.arange(k, device=images.device) for k in images.shape[:2])
+    return padded[image.view(-1, 1, 1, 1), channel.view(-1, 1, 1), rows, cols]
 
 
 class SEIGAN(nn.Module):
@@ -195,25 +217,26 @@ class SEIGAN(nn.Module):
 
     # --- losses ---
 
-    def generator_losses(self, x, y, s):
+    def generator_losses(self, x, y, s, look=nn.Identity()):  # noqa: B008 - it has no state
         """The terms of the generators' loss (§3.4), unweighted.
 
         Args:
             x, y: (N, 3, H, W) in [-1, 1].
             s: their `Swap`.
+            look: what is done to images before a discriminator sees them.
 
         Returns:
             {term: scalar tensor} for every term whose λ is not 0.
         """
         on = [k for k, weight in self.lambdas.items() if weight]
         terms = {}
-        d_z, d_y_hat = self.D_obj(torch.cat([s.z, s.y_hat])).chunk(2)
+        d_z, d_y_hat = self.D_obj(look(torch.cat([s.z, s.y_hat]))).chunk(2)
         terms["coarse"] = losses.gan_generator(d_z)  # (1 - D_obj(z))²
         terms["enh"] = losses.gan_generator(d_y_hat)  # (1 - D_obj(y_hat))²
         if self.mode == "nocycle":
             return {k: terms[k] for k in on}
 
-        d_x_hat, d_y_hat2 = self.D_bg(torch.cat([s.x_hat, s.y_hat2])).chunk(2)
+        d_x_hat, d_y_hat2 = self.D_bg(look(torch.cat([s.x_hat, s.y_hat2]))).chunk(2)
         terms["inp"] = losses.gan_generator(d_x_hat)  # (1 - D_bg(x_hat))²
         terms["inp2"] = losses.gan_generator(d_y_hat2)  # (1 - D_bg(y_hat2))²
         terms["bg_mae"] = losses.mae(s.y_hat2, y)  # |y - y_hat2|
@@ -244,20 +267,21 @@ class SEIGAN(nn.Module):
             terms["obj_perc"] = compare(losses.perceptual, VGG19Features.VGG2, obj)
         return terms
 
-    def discriminator_losses(self, x, y, fakes):
+    def discriminator_losses(self, x, y, fakes, look=nn.Identity()):  # noqa: B008 - it has no state
         """Both discriminators' losses (§3.4).
 
         Args:
             x, y: (N, 3, H, W), the real images.
             fakes: {"y_hat", "z", "x_hat", "y_hat2": (N, 3, H, W)}, detached; the last two for `seigan` only.
+            look: what is done to images before a discriminator sees them.
 
         Returns:
             {"D_obj": scalar tensor, "D_bg": scalar tensor}, the latter for `seigan` only.
         """
-        d_x, d_y_hat, d_z = self.D_obj(torch.cat([x, fakes["y_hat"], fakes["z"]])).chunk(3)
+        d_x, d_y_hat, d_z = self.D_obj(look(torch.cat([x, fakes["y_hat"], fakes["z"]]))).chunk(3)
         terms = {"D_obj": losses.gan_discriminator(d_x, d_y_hat, d_z)}
         if self.mode == "seigan":
-            d_y, d_x_hat, d_y_hat2 = self.D_bg(torch.cat([y, fakes["x_hat"], fakes["y_hat2"]])).chunk(3)
+            d_y, d_x_hat, d_y_hat2 = self.D_bg(look(torch.cat([y, fakes["x_hat"], fakes["y_hat2"]]))).chunk(3)
             terms["D_bg"] = losses.gan_discriminator(d_y, d_x_hat, d_y_hat2)
         return terms
 
@@ -289,24 +313,31 @@ class SEIGAN(nn.Module):
         return self._mask(x, self._box(box, len(x)))
 
     @torch.no_grad()
-    def paste(self, x, y, box=None, seed=0):
-        """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same.
+    def enhance(self, z, seed=0):
+        """y_hat = G_enh(z): a coarse paste z (N, 3, H, W) in [-1, 1] -> the same.
 
         The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
-        After mode "supervised", which has no G_enh, it is the coarse paste.
+        After mode "supervised", which trains no G_enh, y_hat is z.
         """
-        z = paste_coarse(x, y, self.segment(x, box))
-        return z if self.mode == "supervised" else self.G_enh(z, self._fixed_noise(x, seed))
+        return z if self.mode == "supervised" else self.G_enh(z, self._fixed_noise(z, seed))
 
     @torch.no_grad()
-    def remove(self, x, box=None, seed=0):
-        """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. Noise as for `paste`.
+    def inpaint(self, cut, seed=0):
+        """x_hat = G_inp(cut): cut = (1-m)*x, (N, 3, H, W) in [-1, 1] -> the same. Noise as for `enhance`.
 
         Raises ValueError after a mode that trains no G_inp.
         """
         if self.mode != "seigan":
             raise ValueError(f"mode {self.mode} trains no G_inp: only a model of mode seigan can remove an object")
-        return self.G_inp((1 - self.segment(x, box)) * x, self._fixed_noise(x, seed))
+        return self.G_inp(cut, self._fixed_noise(cut, seed))
+
+    def paste(self, x, y, box=None, seed=0):
+        """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same. See `enhance`."""
+        return self.enhance(paste_coarse(x, y, self.segment(x, box)), seed)
+
+    def remove(self, x, box=None, seed=0):
+        """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. See `inpaint`."""
+        return self.inpaint((1 - self.segment(x, box)) * x, seed)
 
     def _fixed_noise(self, x, seed):
         rng = torch.Generator().manual_seed(seed)
@@ -322,20 +353,21 @@ class Trainer:
         lr_seg: factor on G_seg's learning rate.
         pool_size: images in each of the four replay pools; 0 = none.
         ema: decay per step of the generators' running average; 0 = none.
-        seed: of the noise and the pools.
+        diffaug: whether discriminators see images through `augment`.
+        seed: of the noise, the augmentation and the pools.
     """
 
-    FAKES = ("y_hat", "z", "x_hat", "y_hat2")
-
-    def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.999, seed=0):
-        self.model, self.ema, self.step = model, ema, 0
+    def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.999, diffaug=True,
+                 seed=0):
+        self.model, self.ema, self.diffaug, self.step = model, ema, diffaug, 0
         generators = [*model.G_enh.parameters(), *model.G_inp.parameters()]
         discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
         self.opt_G = torch.optim.Adam([{"params": [*model.G_seg.parameters()], "lr": lr * lr_seg},
                                        {"params": generators, "lr": lr}], betas=(beta1, 0.999))
         self.opt_D = torch.optim.Adam(discriminators, lr=lr, betas=(beta1, 0.999))
         self.base_lr = {"G": [lr * lr_seg, lr], "D": [lr]}
-        self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i) for i, k in enumerate(self.FAKES)}
+        self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i)
+                      for i, k in enumerate(("y_hat", "z", "x_hat", "y_hat2"))}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
         self.averaged = model
         if ema:  # a second model, with the averaged generators and the very same discriminators
@@ -373,7 +405,7 @@ class Trainer:
         model.D_obj.requires_grad_(False)
         model.D_bg.requires_grad_(False)
         s = swap(x, y, box, self.rng)
-        terms = model.generator_losses(x, y, s)
+        terms = model.generator_losses(x, y, s, self._look)
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         self.opt_G.zero_grad()
         total.backward()
@@ -382,13 +414,18 @@ class Trainer:
         # discriminators, on fakes out of the replay pools
         model.D_obj.requires_grad_(True)
         model.D_bg.requires_grad_(True)
-        fakes = {k: self.pools[k].query(getattr(s, k).detach()) for k in self.FAKES if getattr(s, k) is not None}
-        d_terms = model.discriminator_losses(x, y, fakes)
+        fakes = {"y_hat": s.y_hat, "z": s.z, "x_hat": s.x_hat, "y_hat2": s.y_hat2}
+        fakes = {k: self.pools[k].query(fake.detach()) for k, fake in fakes.items() if fake is not None}
+        d_terms = model.discriminator_losses(x, y, fakes, self._look)
         self.opt_D.zero_grad()
         sum(d_terms.values()).backward()  # l_bg_disc + l_obj_disc
         self.opt_D.step()
 
         return {k: v.detach() for k, v in (terms | d_terms | {"total": total} | _mask_figures(s.m)).items()}
+
+    def _look(self, images):
+        # Deviation: without it, discriminators know small sets by heart, and the mask grows or vanishes.
+        return augment(images, self.rng) if self.diffaug else images
 
     def _supervised_step(self, x, box, mask):
         m = self.model._mask(x, box)

@@ -27,8 +27,8 @@ from metrics import iou
 from seigan import LAMBDAS, MODES, SEIGAN, VGG_TERMS, Trainer, load_checkpoint, save_checkpoint
 
 # What --demo changes in the defaults.
-DEMO = dict(dataroot="datasets/demo", size=32, ngf=16, ndf=16, n_layers_D=3, seg_blocks=3, n_epochs=15,
-            n_epochs_decay=15, val_freq=250, display_freq=250)
+DEMO = dict(dataroot="datasets/demo", size=48, ngf=16, ndf=32, n_layers_D=3, seg_blocks=3, n_epochs=10,
+            n_epochs_decay=8, val_freq=250, display_freq=250)
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq"}
@@ -105,6 +105,7 @@ def get_args_parser():
     add("--beta1", type=share, default=0.5, help="Adam's momentum")
     add("--pool_size", type=count, default=50, help="pictures in each replay pool, 0 = none")
     add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
+    add("--no_diffaug", action="store_true", help="discriminators see pictures as they are, not augmented")
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
 
     add = parser.add_argument_group("losses").add_argument
@@ -224,7 +225,7 @@ def build_trainer(args, crops, device):
         lambdas={term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}, vgg_state=vgg_state(args),
     )
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
-                   ema=args.ema, seed=args.seed)
+                   ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed)
 
 
 def lr_factor(step, steps_per_epoch, n_epochs, n_epochs_decay):
@@ -355,7 +356,7 @@ def train(args, checkpoint=None):
         step, last = trainer.step, trainer.step == last_step
         bar.update()
         if step % args.print_freq == 0 or last:
-            report(bar, log, terms, step)
+            log_step(bar, log, terms, step)
         if (step % args.display_freq == 0 or last) and args.mode != "supervised":
             save_samples(os.path.join(folder, "samples", f"{step:07d}.png"), trainer.averaged, held_out, device)
         if (step % args.val_freq == 0 or last) and held_out.masks:
@@ -373,7 +374,7 @@ def train(args, checkpoint=None):
     return 0
 
 
-def report(bar, log, terms, step):
+def log_step(bar, log, terms, step):
     """A line of the log, and the main figures on the bar. ValueError if a term is not finite."""
     figures = {k: v.item() for k, v in terms.items()}
     bad = [k for k, v in figures.items() if not math.isfinite(v)]

@@ -101,6 +101,13 @@ def test_broken_crops_json_is_named(tmp_path):
             Crops(tmp_path, "train", 8)
 
 
+def test_a_half_made_set_is_refused(tmp_path):
+    write(tmp_path / "train" / "objects" / "a.png", np.zeros((4, 4, 3)))
+    (tmp_path / "train" / "unfinished.jsonl").write_text("")
+    with pytest.raises(ValueError, match="is unfinished: repeat the `python data.py` command"):
+        Crops(tmp_path, "train", 8)
+
+
 # --- order and flips ---
 
 

@@ -185,6 +185,47 @@ def test_vgg_lambda_without_weights():
         SEIGAN(**TINY, lambdas={"bg_perc": 1.0})
 
 
+# --- augmentation of what the discriminators see ---
+
+
+def test_augmentation_shifts_and_changes_colours():
+    """On a picture that holds its own coordinates: each image moved as a whole, by at most an eighth."""
+    height, width = 16, 24
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows.double() / height, cols.double() / width, 0.0 * rows]).expand(200, 3, height, width)
+    out = seigan.augment(image, torch.Generator().manual_seed(0))
+    shifts = set()
+    for after in out:
+        inside = after[:, 2:-2, 3:-3]  # what cannot have come from beyond the border
+        for dim in (1, 2):  # the same affine map of colours everywhere: evenly spaced values stay so
+            assert inside.diff(n=2, dim=dim).abs().max() < 1e-12
+        row = inside[0] - inside[2]  # rises with the row that a pixel came from, from 0 in row 0
+        shifts.add(round((row[0, 0] / (row[1, 0] - row[0, 0])).item()) - 2)
+    assert shifts == {-2, -1, 0, 1, 2}
+    assert not torch.allclose(out[0], out[1])
+
+
+def test_augmentation_statistics_and_gradient():
+    image = torch.zeros(4000, 3, 8, 8, dtype=torch.double, requires_grad=True)
+    out = seigan.augment(image, torch.Generator().manual_seed(0))
+    level = out[:, 0, 4, 4]  # of a grey picture: its brightness, uniform in [-½, ½]
+    assert abs(level.mean()) < 4 * (1 / 12) ** 0.5 / 4000**0.5 and -0.5 <= level.min() and level.max() <= 0.5
+    out.sum().backward()
+    assert (image.grad != 0).any((1, 2, 3)).all()
+
+
+def test_discriminators_see_augmented_images_in_both_steps():
+    seen = {}
+    for diffaug in (True, False):
+        trainer = Trainer(tiny(), diffaug=diffaug)
+        batches = seen[diffaug] = []
+        trainer.model.D_obj.register_forward_hook(lambda _, args, __, batches=batches: batches.append(args[0]))
+        x, y = images()
+        trainer.train_step(x, y, torch.tensor([BOX] * 2))
+        assert torch.equal(batches[1][:2], x) != diffaug
+    assert not torch.equal(seen[True][0], seen[False][0])
+
+
 # --- the step ---
 
 
@@ -220,7 +261,7 @@ def test_generator_step_leaves_no_gradient_in_the_discriminators(monkeypatch):
 
 def test_discriminators_see_the_pools():
     """The discriminators' loss is on what the pools return: with full pools, on older fakes too."""
-    trainer = Trainer(tiny(), pool_size=1)
+    trainer = Trainer(tiny(), pool_size=1, diffaug=False)
     seen = []
     trainer.model.D_obj.register_forward_hook(lambda _, args, __: seen.append(args[0].detach()))
     box = torch.tensor([BOX])
