@@ -53,11 +53,11 @@ def load_image(path, size):
 
 
 def load_mask(path, size):
-    """A mask file, antialiased to size x size px, then cut at ½ -> (1, size, size) of 0 and 1, 1 = object."""
+    """A mask file, antialiased to size x size px, then cut at ½ -> (1, size, size) of 0 and 1, 1 = object (void: 0)."""
     mask = open_image(path, "L")
     if mask.size != (size, size):
         mask = mask.resize((size, size), Image.BILINEAR)
-    return (torch.from_numpy(np.array(mask))[None] >= 128).float()
+    return (torch.from_numpy(np.array(mask))[None] > 128).float()  # 128 is void: neither object nor background
 
 
 def save_image(path, image):

@@ -163,7 +163,7 @@ def write_demo(dataroot, seed=0, counts=None):
         for kind, count in kinds.items():
             for folder in (kind, "masks") if kind == "objects" else (kind,):
                 os.makedirs(os.path.join(dataroot, split, folder), exist_ok=True)
-            for i in tqdm(range(count), desc=f"{split}/{kind}", leave=False):
+            for i in tqdm(range(count), desc=f"{split}/{kind}", leave=False, disable=None):
                 image, mask = draw(seed, split, kind, i)
                 name = f"{i:05d}"
                 Image.fromarray(image).save(os.path.join(dataroot, split, kind, f"{name}.png"))

@@ -34,13 +34,15 @@ def iou(mask, truth):
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
-def mean_mask(masks, thresholds=torch.arange(0.1, 0.91, 0.05)):
-    """The best fixed mask that training masks allow: their mean, cut where it scores best on them.
+def mean_mask(masks):
+    """The best fixed mask that training masks allow: their mean, cut where it scores best on them (of 0.1, 0.15,
+    ..., 0.9). A model that does not beat it has learned nothing.
 
-    masks: (N, 1, H, W) of 0 and 1 -> (1, 1, H, W) of 0 and 1. A model that does not beat it has learned nothing.
+    masks: (N, 1, H, W) of 0 and 1 -> (1, 1, H, W) of 0 and 1.
     """
     flat = masks.flatten(1).float()
-    candidates = (flat.mean(0) >= thresholds.to(flat)[:, None]).float()  # (T, P)
+    thresholds = torch.arange(0.1, 0.91, 0.05).to(flat)
+    candidates = (flat.mean(0) >= thresholds[:, None]).float()  # (T, P)
     intersection = flat @ candidates.T  # (N, T)
     union = flat.sum(1, keepdim=True) + candidates.sum(1) - intersection
     scores = torch.where(union > 0, intersection / union.clamp(min=1), 1.0).double().mean(0)
@@ -73,7 +75,7 @@ class Truth(NamedTuple):
 
 
 def resample(mask, truth):
-    """A soft mask over the crop, sampled bilinearly at the source pixels' centres; this undoes the crop's stretch.
+    """A soft mask over the crop, sampled bilinearly at the source pixels' centres; undoes the crop's stretch.
 
     Args:
         mask: (h, w) float, of any size, over the whole of `truth.window`.
@@ -82,24 +84,20 @@ def resample(mask, truth):
         (H, W) like `truth.mask`; beyond the centres of the outermost pixels their values go on.
     """
     u, v = truth.centres
-    lower, upper, weight = _neighbours(v, mask.shape[0])
-    rows = mask[lower] + (mask[upper] - mask[lower]) * weight[:, None]
-    lower, upper, weight = _neighbours(u, mask.shape[1])
-    left = rows[:, lower]
-    return left + (rows[:, upper] - left) * weight
+    rows = _interpolate(mask, v)  # (H, w)
+    return _interpolate(np.ascontiguousarray(rows.T), u).T  # whole rows are gathered faster than columns
 
 
-def _neighbours(position, count):
-    """Pixels on both sides of positions in [0, 1] on an axis of `count` pixels, and the weight of the second."""
+def _interpolate(mask, position):
+    """Rows of (h, w) at positions in [0, 1] from top to bottom -> (len(position), w)."""
+    count = len(mask)
     place = np.clip(position * count - 0.5, 0, count - 1)
     lower = np.floor(place).astype(np.intp)
-    return lower, np.minimum(lower + 1, count - 1), (place - lower).astype(np.float32)
-
-
-def box_at_source(box, truth):
-    """The box (left, top, width, height in fractions of the crop) as a mask (H, W) bool of pixels centred in it."""
-    (u, v), (left, top, width, height) = truth.centres, box
-    return ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
+    out, upper = mask[lower], mask[np.minimum(lower + 1, count - 1)]
+    upper -= out
+    upper *= (place - lower).astype(mask.dtype)[:, None]
+    out += upper
+    return out
 
 
 def count(mask, truth, scored):
@@ -123,7 +121,7 @@ def ratios(counts):
     empty = (tp + fp + fn == 0).astype(np.float64)
 
     def share(part, whole):
-        return np.where(whole > 0, part / np.maximum(whole, 1e-300), empty)
+        return np.where(whole == 0, empty, part / np.where(whole == 0, 1, whole))
 
     return {"iou": share(tp, tp + fp + fn), "dice": share(2 * tp, 2 * tp + fp + fn),
             "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
@@ -141,16 +139,18 @@ def boundary(mask):
 
 
 def dilate(mask, radius):
-    """Pixels of (H, W) bool within `radius` of `mask` along both axes: max-pooling over 2·radius + 1 px squares."""
+    """Pixels of (H, W) bool within `radius` of `mask` along both axes: max-pooling over squares of 2·radius + 1 px."""
     out = mask.copy()
-    for view in (out, out.T):
-        reach = 0
-        while reach < radius:  # shifted copies that touch: 3, 9, 27, ... px in a step each
-            shift = min(radius - reach, 2 * reach + 1)
-            before = view.copy()
+    for view in (out, out.T):  # in memory's order, each
+        back, reach = view.copy(order="K"), 0
+        while reach < radius:  # each step doubles how far a pixel is spread: forward in `view`, backward in `back`
+            shift = min(radius - reach, reach + 1)
+            before = view.copy(order="K")
             view[shift:] |= before[:-shift]
-            view[:-shift] |= before[shift:]
+            before = back.copy(order="K")
+            back[:-shift] |= before[shift:]
             reach += shift
+        view |= back
     return out
 
 
@@ -175,24 +175,37 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def score(mask, truth):
-    """Every figure of one soft mask (h, w) over a crop: {"counts": (4,), each of RATIOS, "boundary_f"}."""
-    predicted, true, scored = resample(mask, truth) >= 0.5, truth.mask == OBJECT, truth.scored
-    counts = count(predicted, true, scored)
-    figures = {name: float(value) for name, value in ratios(counts).items()}
-    return {"counts": counts, **figures, "boundary_f": boundary_f(predicted, true, scored)}
+def score(mask, truth, box=None, fixed=None):
+    """Every figure of one crop's soft mask, and the IoU of the masks that need no model.
 
+    Args:
+        mask: (h, w) in [0, 1] over the crop.
+        box: the object's, (4,) left, top, width, height in fractions of the crop; None gives NaN.
+        fixed: the mean mask (h, w) of 0 and 1, resized like a prediction; None gives NaN.
 
-def score_baselines(truth, box=None, fixed=None):
-    """IoU of the masks that need no model, for one crop: {"full_mask", "box_mask", "mean_mask"}.
-
-    box: (4,) fractions of the crop; fixed: (h, w) of 0 and 1, resized like a prediction. None gives NaN.
+    Returns:
+        {"counts": (4,), each of RATIOS, "boundary_f", each of BASELINES}.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    masks = (np.ones_like(scored), None if box is None else box_at_source(box, truth),
-             None if fixed is None else resample(fixed, truth) >= 0.5)
-    return {name: math.nan if mask is None else float(ratios(count(mask, true, scored))["iou"])
-            for name, mask in zip(BASELINES, masks, strict=True)}
+    predicted = np.ascontiguousarray(resample(mask, truth) >= 0.5)
+    table = [count(predicted, true, scored), *_baseline_counts(true, scored, truth, box, fixed)]
+    figures = ratios(np.array(table))
+    return {"counts": table[0], **{name: float(value[0]) for name, value in figures.items()},
+            "boundary_f": boundary_f(predicted, true, scored),
+            **{name: float(value) for name, value in zip(BASELINES, figures["iou"][1:], strict=True)}}
+
+
+def _baseline_counts(true, scored, truth, box, fixed):
+    """`count` of each of BASELINES: all of the crop, the box (pixels centred in it), the mean mask."""
+    unknown = np.full(4, np.nan)
+    full, boxed, mean = count(scored, true, scored), unknown, unknown
+    if box is not None:
+        (u, v), (left, top, width, height) = truth.centres, box
+        inside = ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
+        boxed = count(inside, true, scored)
+    if fixed is not None:
+        mean = count(np.ascontiguousarray(resample(fixed, truth) >= 0.5), true, scored)
+    return full, boxed, mean
 
 
 # --- over images ---

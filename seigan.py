@@ -474,6 +474,16 @@ class Trainer:
         self.rng.set_state(state["rng"])
 
 
+def pick_device(gpu=None):
+    """The torch device of a GPU's number; -1 = the CPU, None = the first GPU if there is one. ValueError if absent."""
+    found = torch.cuda.device_count()
+    if gpu is None:
+        return torch.device("cuda:0" if found else "cpu")
+    if not -1 <= gpu < found:
+        raise ValueError(f"--gpu {gpu}: this machine has {found} CUDA GPUs; -1 is the CPU")
+    return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
+
+
 def _mask_figures(m):
     """Mean area, and contrast 2·mean|m - ½| (1 = all values 0 or 1): a collapsed mask shows in them."""
     m = m.detach()

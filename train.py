@@ -24,7 +24,7 @@ from tqdm import tqdm
 import demo
 from data import Crops, StepSampler, UnpairedCrops, save_image
 from metrics import iou
-from seigan import LAMBDAS, MODES, SEIGAN, VGG_TERMS, Trainer, load_checkpoint, save_checkpoint
+from seigan import LAMBDAS, MODES, SEIGAN, VGG_TERMS, Trainer, load_checkpoint, pick_device, save_checkpoint
 
 # What --demo changes in the defaults.
 DEMO = dict(dataroot="datasets/demo", size=48, ngf=16, ndf=32, n_layers_D=3, seg_blocks=3, n_epochs=10,
@@ -172,16 +172,6 @@ def check_args(args):
 
 def needs_vgg(args):
     return args.mode == "seigan" and any(vars(args)[f"lambda_{term}"] for term in VGG_TERMS)
-
-
-def pick_device(gpu):
-    """torch device of --gpu: a number, -1 for the CPU, None for the first GPU if there is one."""
-    found = torch.cuda.device_count()
-    if gpu is None:
-        return torch.device("cuda:0" if found else "cpu")
-    if not -1 <= gpu < found:
-        raise ValueError(f"--gpu {gpu}: this machine has {found} CUDA GPUs; -1 is the CPU")
-    return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
 
 
 def run_folder(args):

@@ -1,0 +1,96 @@
+"""Boxes from a pretrained detector (§4.1), for photographs that nobody annotated.
+
+Deviation: torchvision's Faster R-CNN has a ResNet-50 with a feature pyramid, the paper's a ResNet-101.
+torch and torchvision are imported where they are needed, so that the other sources do without.
+"""
+import json
+import pickle
+from pathlib import Path
+
+from crops import open_photo
+from sources import UNREADABLE, Photo, list_images
+
+WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
+LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
+
+
+def load_detector(weights, device):
+    """torchvision's fasterrcnn_resnet50_fpn in eval mode. weights: a state dict file, None = torchvision's,
+    downloaded once. ValueError in one line when the weights cannot be had."""
+    import torch
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+
+    if weights is None:
+        try:
+            model = fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"the detector's weights cannot be downloaded ({error}): fetch {WEIGHTS} "
+                             "elsewhere and give it as --detector_weights FILE") from None
+    else:
+        model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        try:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except FileNotFoundError:
+            raise ValueError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
+                AttributeError) as error:
+            raise ValueError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn "
+                             f"({str(error).splitlines()[0]}): it must be what {WEIGHTS} holds") from None
+    return model.eval().to(device)
+
+
+def category_names() -> list:
+    """COCO's class names by the detector's label."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    return FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+def detect_boxes(model, image, names, device="cpu", least_score=LEAST_SCORE) -> list:
+    """Objects in an RGB PIL image as [x, y, w, h, class, score], pixels, best score first.
+
+    model: takes a list of (3, H, W) tensors in [0, 1] and returns [{"boxes": (n, 4) x0, y0, x1, y1,
+    "labels": (n,), "scores": (n,)}], as torchvision's detectors do. names: class by label.
+    """
+    import numpy as np
+    import torch
+
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255).to(device)
+    with torch.no_grad():
+        found = model([tensor])[0]
+    kept = []
+    for (x0, y0, x1, y1), label, score in zip(found["boxes"].tolist(), found["labels"].tolist(),
+                                              found["scores"].tolist(), strict=True):
+        if score >= least_score:
+            kept.append([x0, y0, x1 - x0, y1 - y0, names[label], score])
+    return sorted(kept, key=lambda box: -box[5])
+
+
+def detect_folder(folder, path: Path, find, progress, skips):
+    """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder`, a line each to `path`.
+
+    Photographs that `path` has already are not done again, so an interrupted run continues.
+    """
+    names = list_images(folder)
+    done = set()
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        if len(whole) < len(lines):  # cut short: the next line must not be glued to it
+            path.write_bytes(b"".join(whole))
+        try:
+            done = {json.loads(line)["file"] for line in whole}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a list of detections: delete it to detect anew") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        for name in progress([name for name in names if name not in done]):
+            photo = Photo(name, f"{folder}/{name}", 0, 0, [], True)
+            try:
+                image = open_photo(photo)
+            except UNREADABLE as error:
+                skips.add("image_unreadable", f"{photo.path}: {error}".splitlines()[0])
+                continue
+            line = {"file": name, "width": image.width, "height": image.height, "boxes": find(image)}
+            file.write(json.dumps(line) + "\n")
+            file.flush()

@@ -1,0 +1,325 @@
+"""From a model and test crops to figures and pictures: what test.py runs.
+
+Object i is paired with background i mod n, both in file order, and the noise depends on a seed alone: the
+figures do not depend on batch size or threads. Files are read and written by threads while the networks run.
+"""
+import math
+import os
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import metrics
+import quality
+from data import list_images, open_image
+from seigan import box_mask, paste_coarse
+
+KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order
+SCORES = ("d_obj_z", "d_obj_y_hat", "d_bg_x_hat", "d_bg_y_hat2")
+FILLS = ("G_inp", "diffusion", "mean_colour")
+MEASURES = ("psnr", "ssim", "mae")
+# a grey level of a mask file as what it means: void, or which side of the middle it is on
+LEVELS = np.where(np.arange(256) > metrics.VOID, metrics.OBJECT, 0).astype(np.uint8)
+LEVELS[metrics.VOID] = metrics.VOID
+MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
+
+
+class Example(NamedTuple):
+    """One test pair, as read."""
+
+    stem: str
+    background: str  # its stem
+    x: torch.Tensor  # (3, S, S) in [-1, 1]
+    y: torch.Tensor  # (3, S, S) in [-1, 1]
+    box: torch.Tensor  # (4,) fractions of the crop; NaN where unknown
+    truth: metrics.Truth | None  # at source resolution where the data have it
+    mask: torch.Tensor | None  # (1, S, S) of 0 and 1: the same at the model's size
+
+
+def read_example(crops, i):
+    """Object i of `crops` with background i mod n."""
+    stem = crops.stems[i]
+    background = crops.background_stems[i % len(crops.background_stems)]
+    known = crops.records.get(stem, {}).get("box") is not None
+    box = crops.box(stem).double() if known else torch.full((4,), math.nan, dtype=torch.float64)
+    return Example(stem, background, crops.object(stem), crops.background(background), box,
+                   read_truth(crops, stem), crops.mask(stem))
+
+
+def read_truth(crops, stem):
+    """The true mask of `stem` as a `metrics.Truth`: from masks_source/ (as annotated), else from masks/; None
+    if it has none. ValueError where the file's size contradicts crops.json."""
+    path = os.path.join(crops.root, "masks_source", f"{stem}.png")
+    window = crops.records.get(stem, {}).get("source_window")
+    if window is None or not os.path.isfile(path):
+        if stem not in crops.masks:
+            return None
+        mask = _read_mask(crops.masks[stem])
+        return metrics.Truth(mask, (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])))
+    mask, (x0, y0, w, h) = _read_mask(path), window
+    origin = math.floor(max(x0, 0)), math.floor(max(y0, 0))  # rounding errors may lie beyond the image's edge
+    expected = math.ceil(x0 + w) - origin[0], math.ceil(y0 + h) - origin[1]
+    if max(abs(expected[0] - mask.shape[1]), abs(expected[1] - mask.shape[0])) > 1:
+        raise ValueError(f"{path} has {mask.shape[1]} x {mask.shape[0]} pixels, its source_window in crops.json says "
+                         f"{expected[0]} x {expected[1]}: make the set anew")
+    return metrics.Truth(mask, tuple(window), origin)
+
+
+def _read_mask(path):
+    return LEVELS[np.asarray(open_image(path, "L"))]
+
+
+def resolution(crops):
+    """What the true masks are compared at: "source", or "crop" where no annotated mask is at hand, or "mixed"."""
+    with_source = set(list_images(os.path.join(crops.root, "masks_source"))) & set(crops.records)
+    known = {stem in with_source for stem in crops.stems if stem in with_source or stem in crops.masks}
+    return {frozenset([True]): "source", frozenset([True, False]): "mixed"}.get(frozenset(known), "crop")
+
+
+def fit_mean_mask(crops, pool):
+    """The best fixed mask (1, 1, S, S) of `crops`' masks and how many it comes from, at most MEAN_MASK_SAMPLE; or
+    None, 0."""
+    stems = [s for s in crops.stems if s in crops.masks]
+    stems = stems[:: math.ceil(len(stems) / MEAN_MASK_SAMPLE)] if stems else []
+    if not stems:
+        return None, 0
+    return metrics.mean_mask(torch.stack(list(pool.map(crops.mask, stems)))), len(stems)
+
+
+# --- the networks ---
+
+
+@torch.inference_mode()
+def run_networks(model, x, y, box, hole, seed=0):
+    """Everything that the model makes of a batch.
+
+    Args:
+        x, y: (N, 3, H, W) in [-1, 1]; box: (N, 4) fractions; hole: (N, 1, H, W) of 0 and 1, cut out of y.
+
+    Returns:
+        images {symbol: (N, C, H, W)} and scores {name of SCORES: (N,)}, each with what the mode trains.
+        y_hat equals `model.paste(x, y, box, seed)` and x_hat `model.remove(x, box, seed)`: one noise for all.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
+
+    def score(discriminator, image):
+        return discriminator(image).mean((1, 2, 3))
+
+    m = model.segment(x, box)
+    z = paste_coarse(x, y, m)  # m*x + (1-m)*y
+    if model.mode == "supervised":
+        return {"m": m, "z": z}, {}
+    y_hat = model.G_enh(z, noise)  # G_enh(z)
+    images = {"m": m, "z": z, "y_hat": y_hat, "x_id": model.G_enh(x, noise)}
+    scores = {"d_obj_z": score(model.D_obj, z), "d_obj_y_hat": score(model.D_obj, y_hat)}
+    if model.mode == "nocycle":
+        return images, scores
+    x_hat = model.G_inp((1 - m) * x, noise)  # G_inp((1-m)*x)
+    m_hat = model.segment(y_hat, box)  # G_seg(y_hat)
+    y_hat2 = model.G_inp((1 - m_hat) * y_hat, noise)  # G_inp((1-m_hat)*y_hat)
+    images |= {"x_hat": x_hat, "y_hat2": y_hat2,
+               "x_hat2": model.G_enh(paste_coarse(y_hat, x_hat, m_hat), noise),  # G_enh(m_hat*y_hat + (1-m_hat)*x_hat)
+               "filled": model.G_inp((1 - hole) * y, noise)}  # y with the hole refilled
+    return images, scores | {"d_bg_x_hat": score(model.D_bg, x_hat), "d_bg_y_hat2": score(model.D_bg, y_hat2)}
+
+
+@torch.inference_mode()
+def measure_images(x, y, hole, images):
+    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill the holes of y."""
+    columns = {}
+    if "x_id" in images:
+        columns["id_obj"] = (images["x_id"] - x).abs().mean((1, 2, 3))  # |G_enh(x) - x|
+        columns["enh_change"] = (images["y_hat"] - images["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
+    if "filled" not in images:
+        return columns
+    fills = {"G_inp": images["filled"] * hole + y * (1 - hole), "diffusion": quality.fill_diffusion(y, hole),
+             "mean_colour": quality.fill_mean(y, hole)}
+    for fill, image in fills.items():
+        for measure in MEASURES:
+            columns[f"{fill}_{measure}"] = getattr(quality, measure)(image, y, hole)
+    return columns
+
+
+# --- the loop ---
+
+
+def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, folder=None,
+             feature_net=None, seed=0, n_first=0, progress=lambda batches: batches):
+    """Run `model` over all objects of `crops`.
+
+    Args:
+        fixed: the mean mask (1, 1, S, S), or None.
+        folder: where pictures go, folder/KIND/STEM.png for each of KINDS that there is; None = nowhere.
+        feature_net: a `quality.FeatureNet`, or None.
+        n_first: images whose pictures are returned.
+        progress: wraps the list of batches.
+
+    Returns:
+        rows, one dict an image in file order (NaN where there is no value); features {symbol: (N, D)}; and
+        the first images' pictures, dicts {kind: uint8 (S, S) or (S, S, 3)}.
+    """
+    rows, features, first, waiting = [], {}, [], deque()
+    fixed = None if fixed is None else fixed[0, 0].numpy()
+    starts = range(0, len(crops.stems), batch_size)
+    batches = [range(s, min(s + batch_size, len(crops.stems))) for s in starts]
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        def read(batch):
+            return [pool.submit(read_example, crops, i) for i in batch]
+
+        reading = read(batches[0])
+        for k, _ in enumerate(progress(batches)):
+            examples = [future.result() for future in reading]
+            reading = read(batches[k + 1]) if k + 1 < len(batches) else []
+            pictures, columns = _run_batch(model, examples, device, seed, feature_net, features)
+            masks = pictures["mask"][:, 0].numpy()
+            pictures = unstack(pictures, examples) if folder or len(first) < n_first else [{}] * len(examples)
+            first += pictures[: n_first - len(first)]
+            for kind in {kind for part in pictures for kind in part} if folder else ():
+                os.makedirs(os.path.join(folder, kind), exist_ok=True)
+            waiting.append([
+                pool.submit(_finish, example, masks[i], {name: values[i] for name, values in columns.items()}, fixed,
+                            pictures[i], folder)
+                for i, example in enumerate(examples)])
+            while len(waiting) > 2:  # bounds what is held in memory
+                rows += [future.result() for future in waiting.popleft()]
+        rows += [future.result() for futures in waiting for future in futures]
+    return rows, {symbol: torch.cat(parts).numpy() for symbol, parts in features.items()}, first
+
+
+def _run_batch(model, examples, device, seed, feature_net, features):
+    """Pictures {kind: (N, C, S, S) on the CPU} and figures {column: list of N} of a batch; adds to `features`."""
+    x, y = (torch.stack([getattr(e, name) for e in examples]).to(device) for name in ("x", "y"))
+    box = torch.stack([e.box for e in examples])
+    box = torch.where(box.isnan(), model.box.cpu(), box)
+    hole = box_mask(box, *x.shape[-2:]).round()
+    for i, e in enumerate(examples):
+        if e.mask is not None:
+            hole[i] = e.mask
+    hole = hole.to(device)
+    images, scores = run_networks(model, x, y, box.to(device), hole, seed)
+    figures = scores | measure_images(x, y, hole, images)
+    if feature_net is not None:
+        for symbol, image in {"x": x, "y": y, **images}.items():
+            if symbol in ("x", "y", "z", "y_hat", "x_hat"):
+                features.setdefault(symbol, []).append(feature_net(image).cpu())
+    pictures = {"x": x, "y": y, "mask": images["m"], **images}
+    return ({kind: pictures[kind].float().cpu() for kind in KINDS if kind in pictures},
+            {name: values.double().tolist() for name, values in figures.items()})
+
+
+def unstack(pictures, examples):
+    """{kind: (N, C, S, S)} of a batch -> one dict {kind: uint8 array} an image, with the true mask where known."""
+    pixels = {kind: to_bytes(batch) for kind, batch in pictures.items()}
+    parts = [{kind: batch[i] for kind, batch in pixels.items()} for i in range(len(examples))]
+    return [part if e.mask is None else {**part, "truth": to_bytes(e.mask[None])[0]}
+            for part, e in zip(parts, examples, strict=True)]
+
+
+def to_bytes(images):
+    """Images (N, 3, H, W) in [-1, 1] or masks (N, 1, H, W) in [0, 1] -> uint8 (N, H, W, 3) or (N, H, W)."""
+    unit = images if images.shape[1] == 1 else (images + 1) / 2
+    pixels = (unit.clamp(0, 1) * 255 + 0.5).byte()
+    return pixels[:, 0].numpy() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _finish(example, mask, figures, fixed, pictures, folder):
+    """Score one image and write its pictures; in a thread of its own. Returns its row."""
+    row = {"stem": example.stem, "background": example.background, "mask_area": float((mask >= 0.5).mean())}
+    if example.truth is not None:
+        box = None if example.box.isnan().any() else example.box.tolist()
+        row |= metrics.score(mask, example.truth, box, fixed)
+        tp, fp, fn, tn = row.pop("counts").tolist()
+        scored = max(tp + fp + fn + tn, 1)
+        row |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn,
+                "mask_area": (tp + fp) / scored, "true_area": (tp + fn) / scored}
+    for kind, pixels in pictures.items() if folder else ():
+        # photographs hardly repeat, so the search for repeats is left out: as small, and twice as fast
+        path = os.path.join(folder, kind, f"{example.stem}.png")
+        Image.fromarray(pixels).save(path, compress_type=zlib.Z_HUFFMAN_ONLY)
+    return row | figures
+
+
+# --- the summary ---
+
+
+def summarise(rows, classes=None):
+    """Rows of `evaluate` -> the figures of metrics.json: means, pooled, baselines, per class, 95 % intervals.
+
+    classes: {stem: class}, or None. Images without a true mask count in n_images only. None stands for "no value".
+    """
+    masks = (*metrics.RATIOS, "boundary_f", "mask_area", "true_area")
+    scored = [row for row in rows if "iou" in row]
+    names = (*masks, *metrics.BASELINES, *SCORES, "id_obj", "enh_change",
+             *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
+    columns = {name: [row.get(name, math.nan) for row in rows] for name in names}
+    if scored:  # the area where there is no truth to compare it with would not belong beside true_area
+        columns["mask_area"] = [row["mask_area"] if "iou" in row else math.nan for row in rows]
+    columns["iou_minus_mean_mask"] = [row.get("iou", math.nan) - row.get("mean_mask", math.nan) for row in rows]
+    values, intervals = means(columns, scored)
+    return {
+        **{name: values[name] for name in (*masks, "iou_pooled", "iou_minus_mean_mask")},
+        "baselines": {name: values[name] for name in metrics.BASELINES},
+        "n_images": len(rows), "n_masks": len(scored),
+        "per_class": _per_class(scored, classes or {}),
+        "scores": {name: values[name] for name in SCORES},
+        "enhancement": {"id_obj": values["id_obj"], "change": values["enh_change"]},
+        "inpainting": {fill: {m: values[f"{fill}_{m}"] for m in MEASURES} for fill in FILLS},
+        "intervals": {name: interval for name, interval in intervals.items() if interval},
+    }
+
+
+def means(columns, scored=()):
+    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images.
+
+    scored: rows with counts, for one more column, "iou_pooled": all their pixels together.
+
+    Returns:
+        {name: mean}, {name: [low, high]}; None without a value, and for an interval with fewer than two.
+    """
+    values = np.array([*columns.values()], np.float64).T  # (N, K)
+    there = ~np.isnan(values)
+    n, k = values.shape
+    overlap = np.zeros((n, 2))  # intersection and union
+    overlap[: len(scored)] = np.array([[r["tp"], r["tp"] + r["fp"] + r["fn"]] for r in scored]).reshape(-1, 2)
+    parts = np.hstack([np.where(there, values, 0), overlap[:, :1]])
+    wholes = np.hstack([there, overlap[:, 1:]])
+
+    def statistic(sums):
+        with np.errstate(invalid="ignore"):
+            return sums[:, : k + 1] / sums[:, k + 1 :]
+
+    table = np.hstack([parts, wholes])
+    found = statistic(table.sum(0, keepdims=True))[0]
+    ends = metrics.bootstrap(table, statistic)
+    ends[[*(there.sum(0) < 2), len(scored) < 2]] = np.nan
+    names = [*columns, "iou_pooled"]
+    return ({name: None if np.isnan(v) else float(v) for name, v in zip(names, found, strict=True)},
+            {name: None if np.isnan(e).any() else e.tolist() for name, e in zip(names, ends, strict=True)})
+
+
+def _per_class(scored, classes):
+    groups = {}
+    for row in scored:
+        if row["stem"] in classes:
+            groups.setdefault(classes[row["stem"]], []).append(row)
+    result = {}
+    for name in sorted(groups, key=lambda c: (-len(groups[c]), c)):
+        group = groups[name]
+        values, intervals = means({k: [row[k] for row in group] for k in ("iou", "dice", "mean_mask")}, group)
+        result[name] = {"n": len(group), **values, "interval": intervals["iou"]}
+    return result
+
+
+def frechet(features, feature_net):
+    """Fréchet distances of generated to real crops (see `quality.FeatureNet.describe`); None where N < 2."""
+    pairs = {"z": "x", "y_hat": "x", "x_hat": "y"}
+    n = len(features["x"])
+    values = {f"{fake} to {real}": quality.frechet_distance(features[fake], features[real])
+              for fake, real in pairs.items() if fake in features and n > 1}
+    return feature_net.describe() | {"n": n, "dimensions": features["x"].shape[1], "values": values}

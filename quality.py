@@ -1,0 +1,193 @@
+"""How good images are: holes refilled (PSNR, SSIM, MAE beside two simple fills) and a Fréchet distance on the
+features of a torchvision network. The paper judges images by people alone (§4.1, see study.py).
+
+Images are (N, 3, H, W) in [-1, 1], holes (N, 1, H, W) of 0 and 1 with 1 = cut out. This file needs torch,
+numpy and, for the Fréchet distance, torchvision; it can be copied out alone.
+"""
+import os
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
+
+# --- inside holes ---
+
+
+def _inside(values, hole):
+    """Mean over each hole: values (N, C, H, W) -> (N,); NaN where the hole is empty."""
+    total = (values.mean(1, keepdim=True) * hole).flatten(1).sum(1).double()
+    return total / hole.flatten(1).sum(1).double()  # 0 / 0 = NaN
+
+
+def mae(image, target, hole):
+    """Mean absolute difference inside each hole, (N,), in units of the range [-1, 1]."""
+    return _inside((image - target).abs(), hole)
+
+
+def psnr(image, target, hole):
+    """Peak signal-to-noise ratio inside each hole, (N,) in dB: 10·log10(peak² / MSE) with peak = 2, black to white."""
+    return 10 * torch.log10(4 / _inside((image - target).square(), hole).clamp(min=FREE_OF_ERROR))
+
+
+def ssim(image, target, hole):
+    """Structural similarity of luminance (Wang et al. 2004) inside each hole, (N,). Windows at the rim of a hole
+    see what is around it."""
+    return _inside(ssim_map(image, target), hole)
+
+
+def ssim_map(image, target):
+    """SSIM around every pixel, (N, 1, H, W): luminance in [0, 1], Gaussian window with σ = 1.5 px, 11 px wide."""
+    rows, columns = (_blur_matrix(n).to(image) for n in image.shape[-2:])
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(image).view(3, 1, 1)
+
+    def blur(a):
+        return rows @ a @ columns.T
+
+    a, b = ((((t + 1) / 2) * weights).sum(1, keepdim=True) for t in (image, target))
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a.square(), blur(b * b) - mean_b.square()
+    cov = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * mean_a * mean_b + c1) * (2 * cov + c2)
+            / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2)))
+
+
+@lru_cache
+def _blur_matrix(n, sigma=1.5, radius=5):
+    """(n, n): the Gaussian window along one axis, the image mirrored at its edges (edge pixel repeated)."""
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    source = (np.arange(n)[:, None] + np.arange(-radius, radius + 1)) % (2 * n)
+    source = np.minimum(source, 2 * n - 1 - source)
+    matrix = np.zeros((n, n))
+    np.add.at(matrix, (np.arange(n)[:, None], source), kernel / kernel.sum())
+    return torch.from_numpy(matrix)
+
+
+# --- simple fills, to compare with G_inp ---
+
+
+def fill_mean(image, hole):
+    """Fill each hole with the mean colour around it: of all pixels outside it."""
+    known = 1 - hole
+    colour = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
+    return image * known + colour * hole
+
+
+def fill_diffusion(image, hole, sweeps=8):
+    """Fill each hole by diffusion from its rim: Laplace's equation, coarse to fine, `sweeps` Jacobi steps a level."""
+    return _diffuse(image * (1 - hole), 1 - hole, sweeps)
+
+
+def _diffuse(known_sum, known, sweeps):
+    """known_sum: values times `known`, the share of each pixel that is given. Halved until nothing is unknown."""
+    height, width = known.shape[-2:]
+    value = known_sum / known.clamp(min=1e-6)
+    unknown = known == 0
+    if not unknown.any() or max(height, width) == 1:
+        return value
+    half = [F.avg_pool2d(t, 2, ceil_mode=True) for t in (known_sum, known)]
+    guess = F.interpolate(_diffuse(*half, sweeps), (height, width), mode="bilinear")
+    value = torch.where(unknown, guess, value)
+    for _ in range(sweeps):
+        p = F.pad(value, (1, 1, 1, 1), mode="replicate")
+        around = (p[..., :-2, 1:-1] + p[..., 2:, 1:-1] + p[..., 1:-1, :-2] + p[..., 1:-1, 2:]) / 4
+        value = torch.where(unknown, around, value)
+    return value
+
+
+# --- Fréchet distance ---
+
+
+def frechet_distance(a, b):
+    """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½) between features a (N, D) and b (M, D) (Heusel et al. 2017).
+
+    In float64. Biased upwards when N or M is small: compare only figures of equal N.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return frechet_gaussian(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+
+
+def frechet_gaussian(mean_a, cov_a, mean_b, cov_b):
+    """The same of two Gaussians: means (D,), covariances (D, D)."""
+    cov_a, cov_b = np.atleast_2d(cov_a), np.atleast_2d(cov_b)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T  # Σ_a^½
+    # the eigenvalues of Σ_a^½ Σ_b Σ_a^½ are those of Σ_a Σ_b, and it is symmetric
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
+    gap = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return float(max(gap, 0.0))
+
+
+class FeatureNet(torch.nn.Module):
+    """Features of a torchvision classifier: its convolutional part, averaged over places.
+
+    Args:
+        weights: NAME, a torchvision model with its default weights (from torchvision's cache, else downloaded),
+            e.g. "inception_v3"; or NAME:FILE, the same network with a state dict of torchvision's names, which
+            for networks made of `features` may end early: then the layers it holds are used.
+
+    Raises ValueError or FileNotFoundError for an unknown name, a network without a usable trunk, or a bad file.
+    """
+
+    def __init__(self, weights):
+        import torchvision.models as models  # here: only this class needs it
+
+        super().__init__()
+        self.weights = weights
+        self.network, _, file = weights.partition(":")
+        if self.network not in models.list_models(module=models):
+            raise ValueError(f"--frechet_weights must be a classifier of torchvision.models, such as inception_v3 or "
+                             f"vgg19, or NAME:FILE, got {weights!r}")
+        options = {"init_weights": False} if self.network in ("inception_v3", "googlenet") and file else {}
+        net = models.get_model(self.network, weights=None if file else "DEFAULT", **options)
+        self.side = 299 if self.network == "inception_v3" else 224
+        self.net = (_load(net, file) if file else net).eval().requires_grad_(False)
+        if hasattr(self.net, "features"):
+            self.net = self.net.features
+        elif hasattr(self.net, "fc"):
+            self.net.fc = torch.nn.Identity()
+        else:
+            raise ValueError(f"{self.network} has neither `features` nor `fc`: name another network, e.g. vgg19")
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    @property
+    def title(self):
+        """"FID" for Inception-v3 at 299 px with torchvision's weights, and for nothing else."""
+        return "FID" if self.weights == "inception_v3" else "Fréchet distance"
+
+    def describe(self):
+        """Plain dict of what a figure made with this network depends on."""
+        return {"name": self.title, "network": self.network, "weights": self.weights,
+                "resize": f"bilinear, antialiased, to {self.side} px"}
+
+    @torch.no_grad()
+    def forward(self, image):
+        """image (N, 3, H, W) in [-1, 1] -> (N, D)."""
+        image = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
+        h = self.net(((image + 1) / 2 - self.mean) / self.std)
+        return h.mean((2, 3)) if h.ndim == 4 else h
+
+
+def _load(net, file):
+    """`net` with the weights of `file`, its `features` cut after the last layer that the file holds."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"no weights at {file}: --frechet_weights takes NAME or NAME:FILE")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    own = net.state_dict()
+    trunk = [k for k in own if k.startswith("features.")] or [k for k in own if not k.startswith(("fc.", "AuxLogits."))]
+    held = 0
+    while held < len(trunk) and trunk[held] in state and state[trunk[held]].shape == own[trunk[held]].shape:
+        held += 1
+    # a trunk in numbered parts may end early, any other may not
+    part = trunk[held].split(".")[1] if held < len(trunk) else "0"
+    if held == 0 or held < len(trunk) and not (trunk[held].startswith("features.") and part.isdigit()):
+        raise ValueError(f"{file} holds no {trunk[held]} of shape {tuple(own[trunk[held]].shape)}: "
+                         "a state dict with torchvision's names is needed")
+    net.load_state_dict({k: state[k] for k in trunk[:held]}, strict=False)
+    if held < len(trunk):
+        net.features = net.features[: int(part)]  # the activations after its last layer stay
+    return net

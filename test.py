@@ -1,0 +1,165 @@
+"""Evaluate a trained model as in the paper (§4.2, Table 1), and show what it makes.
+
+    python test.py --name demo                                    # data, size and mode come from the checkpoint
+    python test.py --name dogs --checkpoint best --dataroot datasets/dogs2
+    python test.py --name dogs --frechet_weights inception_v3     # downloads torchvision's weights
+
+Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, and a folder of PNGs each for
+x, y, mask, z, y_hat, x_hat, x_hat2, y_hat2, truth. Masks are compared at the crops' source resolution, beside
+the full mask, the box and the best fixed mask.
+"""
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+import evaluation
+import quality
+import report
+from data import Crops
+from seigan import SEIGAN, load_checkpoint, pick_device
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
+    add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
+    add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
+    add("--results_dir", default="results", help="folder for the results")
+    add("--dataroot", help="folder of crops (default: the one trained on)")
+    add("--split", default="test", help="part of it to evaluate")
+    add("--gpu", type=int, help="number of the GPU; -1 = CPU (default: the first GPU if there is one)")
+    add("--batch_size", type=int, default=32, help="images at a time; the figures do not depend on it")
+    add("--num_threads", type=int, default=1, help="threads that read, score and write beside the networks")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--sheet_rows", type=int, default=12, help="images on the contact sheet: the first ones by name")
+    add("--no_images", action="store_true", help="write figures and contact sheet only, no folders of PNGs")
+    add("--frechet_weights", metavar="NAME[:FILE]",
+        help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
+    return parser
+
+
+def main(argv=None):
+    """`python test.py ...`. Returns the exit code."""
+    args = get_args_parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"test.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args):
+    check(args)
+    started = time.perf_counter()
+    device = pick_device(args.gpu)
+    path = os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
+    state = load_checkpoint(path)
+    model = SEIGAN.load(path, device)
+    size, dataroot = model.config["size"], args.dataroot or state.get("options", {}).get("dataroot")
+    if not dataroot:
+        raise ValueError(f"{path} does not name its data: give --dataroot")
+    crops = Crops(dataroot, args.split, size)
+    feature_net = quality.FeatureNet(args.frechet_weights).to(device) if args.frechet_weights else None
+    folder = os.path.join(args.results_dir, args.name)
+    clear(folder)
+    fixed, n_fitted = fit_fixed(dataroot, size, args.num_threads)
+
+    def bar(batches):
+        return tqdm(batches, desc=args.name, unit="batch", disable=None)
+
+    rows, features, first = evaluation.evaluate(
+        model, crops, device, args.batch_size, args.num_threads, fixed, None if args.no_images else folder,
+        feature_net, args.seed, args.sheet_rows, bar)
+    classes = {stem: record["class"] for stem, record in crops.records.items() if record.get("class")}
+    figures = {
+        "name": args.name, "mode": model.mode, "size": size, "step": state["step"], "checkpoint": args.checkpoint,
+        "dataroot": str(dataroot), "split": args.split, "seed": args.seed, "mean_mask_fitted_on": n_fitted,
+        "resolution": evaluation.resolution(crops),
+        **evaluation.summarise(rows, classes),
+        "frechet": evaluation.frechet(features, feature_net) if feature_net else None,
+    }
+    log = os.path.join(args.checkpoints_dir, args.name, "log.jsonl")
+    write(folder, figures, rows, classes, first, log, not args.no_images)
+    print(table(figures))
+    print(f"{len(rows)} images in {time.perf_counter() - started:.1f} s; see {os.path.join(folder, 'index.html')}")
+
+
+def check(args):
+    """One line for what argparse cannot see."""
+    for name, least in (("batch_size", 1), ("num_threads", 0), ("sheet_rows", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+
+
+def clear(folder):
+    """Remove an earlier evaluation's pictures, so that none of other data stay beside the new ones."""
+    if os.path.isfile(os.path.join(folder, "metrics.json")):
+        for kind in evaluation.KINDS:
+            place = os.path.join(folder, kind)
+            for name in os.listdir(place) if os.path.isdir(place) else ():
+                if name.endswith(".png"):
+                    os.remove(os.path.join(place, name))
+    os.makedirs(folder, exist_ok=True)
+
+
+def fit_fixed(dataroot, size, num_threads):
+    """The mean training mask and the number of masks it comes from; None, 0 where the data have none."""
+    if not os.path.isdir(os.path.join(dataroot, "train", "masks")):
+        return None, 0
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        return evaluation.fit_mean_mask(Crops(dataroot, "train", size), pool)
+
+
+def write(folder, figures, rows, classes, first, log, with_images):
+    """metrics.json, per_image.csv, contact_sheet.png, index.html."""
+    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as f:
+        json.dump(figures, f, indent=1, ensure_ascii=False, allow_nan=False)
+    rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with open(os.path.join(folder, "per_image.csv"), "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(columns)
+        writer.writerows([[_cell(row.get(c, "")) for c in columns] for row in rows])
+    report.contact_sheet(os.path.join(folder, "contact_sheet.png"), first)
+    report.write_index(folder, figures, rows, report.read_log(log), with_images)
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def table(figures):
+    """The lines to read first: IoU with its interval, the baselines beside it."""
+    head = f"{figures['name']}: {figures['mode']}, step {figures['step']}, {figures['n_masks']} of " \
+           f"{figures['n_images']} images have a true mask"
+    if figures["iou"] is None:
+        return f"{head}; no IoU without one"
+    intervals = figures["intervals"]
+
+    def line(label, value, interval):
+        ends = f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        return f"  {label:<12}" + ("    -" if value is None else f"{value:.3f}{ends}")
+
+    lines = [f"{head}; IoU at {figures['resolution']} resolution, 95 % intervals",
+             line(figures["mode"], figures["iou"], intervals.get("iou"))]
+    lines += [line(name.replace("_", " "), value, intervals.get(name)) for name, value in figures["baselines"].items()]
+    lines.append(f"  mask area {figures['mask_area']:.3f}, true area {figures['true_area']:.3f}; "
+                 f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}")
+    lines.append("  " + report.verdict(figures))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

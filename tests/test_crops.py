@@ -1,0 +1,340 @@
+"""The crop rules against hand-computed numbers and pycocotools + Pillow; backgrounds; pixel formats."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import crops
+from crops import PRESETS, Rules, find_backgrounds, find_objects, first_failing, free_position, object_window
+from sources import Box, Photo, Skips, read_coco
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
+needs_coco = pytest.mark.skipif(
+    not (DATA / "coco_mini").is_dir(), reason=f"no {DATA}/coco_mini: crops of COCO not compared"
+)
+
+
+def box(x, y, w, h, name="dog", **more):
+    return Box(x, y, w, h, name, more.pop("id", 1), **more)
+
+
+def photo(boxes, width=1000, height=800, file="a.jpg"):
+    return Photo(file, file, width, height, boxes)
+
+
+def rule(b, rules, width=1000, height=800):
+    return first_failing(b, photo([], width, height), rules)
+
+
+# --- geometry ---
+
+
+def test_windows_by_hand():
+    dogs = Rules(**PRESETS["dogs"])
+    assert object_window((100, 50, 40, 20), dogs) == (80, 40, 80, 40)  # 64 in 128: twice the box
+    keep = Rules(**PRESETS["dogs"], fit="keep")
+    assert object_window((100, 50, 40, 20), keep) == (80, 20, 80, 80)  # the long side decides
+    coco = Rules(**PRESETS["coco"])
+    assert object_window((100, 50, 50, 25), coco) == pytest.approx((93, 46.5, 64, 32))  # 1.28 times the box
+
+
+@pytest.mark.parametrize("fit", ["warp", "keep"])
+@pytest.mark.parametrize("preset", ["dogs", "coco"])
+def test_box_lies_centred_in_the_crop(fit, preset):
+    rules = Rules(**PRESETS[preset], fit=fit)
+    b = box(301.3, 207.9, 120.7, 77.1)
+    x, y, w, h = crops.box_in_crop(b, object_window(b, rules), rules.crop_size)
+    assert x + w / 2 == pytest.approx(64) and y + h / 2 == pytest.approx(64)
+    long, short = (w, h)
+    assert long == pytest.approx(rules.object_size)
+    assert short == pytest.approx(rules.object_size if fit == "warp" else rules.object_size * 77.1 / 120.7)
+
+
+# --- each rule, at its boundary ---
+
+
+def test_rules_at_their_boundaries():
+    dogs, coco = Rules(**PRESETS["dogs"]), Rules(**PRESETS["coco"])
+    assert rule(box(400, 300, 60, 100), dogs) == "min_side"  # must exceed 60
+    assert rule(box(400, 300, 60.5, 100), dogs) is None
+    assert rule(box(400, 300, 20, 40), coco) == "min_side"
+    assert rule(box(300, 200, 400, 300), coco) is None  # 40 % of the longer side is allowed
+    assert rule(box(300, 200, 400.5, 300), coco) == "max_fraction"
+    assert (
+        rule(box(300, 200, 300, 400.5), coco) == "max_fraction"
+    )  # of the image's longer side, whichever the box's
+    assert rule(box(300, 200, 100, 40), coco) == "min_aspect"  # must exceed 0.4
+    assert rule(box(300, 200, 40.1, 100), coco) is None
+    assert rule(box(300, 200, 61, 300), dogs) is None  # §4.1 has no such rule
+    for off in (0, 1):
+        assert rule(box(150, 100, 700, 560), Rules(max_fraction=off)) is None
+
+
+def test_a_window_may_touch_the_image_but_not_leave_it():
+    dogs = Rules(**PRESETS["dogs"])
+    assert rule(box(50, 50, 100, 100), dogs) is None  # window 0, 0, 200, 200
+    assert rule(box(49.9, 50, 100, 100), dogs) == "outside"
+    assert rule(box(850, 650, 100, 100), dogs) is None
+    assert rule(box(850, 650.1, 100, 100), dogs) == "outside"
+    assert rule(box(float("1e6"), 10, 100, 100), dogs) == "outside"
+
+
+def test_class_crowd_and_score():
+    b = box(400, 300, 100, 100)
+    assert rule(b, Rules(classes=("cat",))) == "class"
+    assert rule(b, Rules(exclude=("dog",))) == "class"
+    assert rule(b._replace(name=""), Rules()) == "class"
+    assert rule(b._replace(crowd=True), Rules()) == "crowd"
+    assert rule(b._replace(score=0.7), Rules(min_score=0.8)) == "score"
+    assert rule(b, Rules(classes=("dog",), exclude=("cat",))) is None
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [
+        box(499, 300, 50, 50),
+        box(499, 300, 50, 50, "cat"),
+        box(499, 300, 50, 50, crowd=True),
+        box(0, 0, 1000, 800, crowd=True),
+        box(480, 300, 1, 0),
+    ],
+)
+def test_any_box_in_the_window_drops_the_object(neighbour):
+    b = box(400, 300, 100, 100)  # its window: 350, 250 to 550, 450
+    rules = Rules(**PRESETS["dogs"], classes=("dog",))
+    dropped = Counter()
+    far = neighbour._replace(x=550, w=450, h=800, y=0)  # shares an edge only
+    assert [pair[0] for pair in find_objects(photo([b, far]), rules, dropped) if pair[0] is b] == [b]
+    dropped.clear()
+    assert find_objects(photo([b, neighbour]), rules, dropped) == []
+    assert dropped["neighbours"] >= 1
+
+
+def test_an_object_of_unknown_place_spoils_its_image():
+    dropped = Counter()
+    p = photo([box(400, 300, 100, 100)])
+    assert len(find_objects(p, Rules(), dropped)) == 1
+    assert find_objects(p._replace(unplaced=True), Rules(), dropped) == []
+    assert find_backgrounds([p._replace(unplaced=True)], [(50, 50)], Rules())[0] == {}
+
+
+# --- against pycocotools and Pillow ---
+
+
+def independent_objects(coco, image_id, preset):
+    """The rules once more, literally: [(annotation, window corners)] of an image, from pycocotools."""
+    p = PRESETS[preset]
+    image, anns = coco.imgs[image_id], coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+    kept = []
+    for ann in anns:
+        x, y, w, h = ann["bbox"]
+        half_w, half_h = w * p["crop_size"] / p["object_size"] / 2, h * p["crop_size"] / p["object_size"] / 2
+        left, right, top, bottom = (
+            x + w / 2 - half_w,
+            x + w / 2 + half_w,
+            y + h / 2 - half_h,
+            y + h / 2 + half_h,
+        )
+        ok = not ann["iscrowd"] and min(w, h) > p["min_side"]
+        ok = ok and max(w, h) <= p["max_fraction"] * max(image["width"], image["height"])
+        ok = ok and min(w, h) / max(w, h) > p["min_aspect"]
+        ok = ok and left >= 0 and top >= 0 and right <= image["width"] and bottom <= image["height"]
+        for other in anns:
+            a, b, c, d = other["bbox"]
+            if other is not ann and min(right, a + c) > max(left, a) and min(bottom, b + d) > max(top, b):
+                ok = False
+        if ok:
+            kept.append((ann, (left, top, right, bottom)))
+    return kept
+
+
+@needs_coco
+@pytest.mark.parametrize("preset", ["dogs", "coco"])
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_objects_of_coco_equal_an_independent_computation(split, preset, capsys):
+    COCO = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed").COCO
+    path = DATA / "coco_mini" / "annotations" / f"instances_{split}.json"
+    coco = COCO(str(path))
+    skips, compared = Skips(), 0
+    for p, image_id in zip(read_coco(DATA / "coco_mini" / split, path, skips), coco.imgs, strict=True):
+        ours = find_objects(p, Rules(**PRESETS[preset]), Counter())
+        theirs = independent_objects(coco, image_id, preset)
+        assert [b.id for b, _ in ours] == [ann["id"] for ann, _ in theirs]
+        for (b, window), (ann, corners) in zip(ours, theirs, strict=True):
+            compared += 1
+            image = Image.open(p.path).convert("RGB")
+            expected = image.resize((128, 128), Image.BICUBIC, box=corners)
+            got = crops.cut(crops.open_photo(p), window, 128)
+            assert (
+                np.abs(np.asarray(got).astype(int) - np.asarray(expected)).max() <= 1
+            )  # corners differ by rounding
+            assert (np.asarray(got) == np.asarray(expected)).mean() > 0.999
+            truth = coco.annToMask(ann) * 255
+            mask, source = crops.cut_mask(b.mask, p, window, 128)
+            left, top, right, bottom = corners
+            assert np.array_equal(
+                source, truth[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]
+            )
+            large = np.asarray(Image.fromarray(truth).resize((128, 128), Image.BILINEAR, box=corners)) >= 128
+            both, either = ((mask == 255) & large).sum(), ((mask == 255) | large).sum()
+            assert both >= 0.99 * either
+    assert compared >= (1 if preset == "dogs" else 10) and not skips.counts
+
+
+def test_cutting_whole_pixels_copies_them():
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    got = crops.cut(Image.fromarray(pixels), (100.0, 50.0, 128.0, 128.0), 128)
+    assert np.array_equal(np.asarray(got), pixels[50:178, 100:228])
+
+
+def test_a_mask_is_cut_at_half_coverage_with_its_hull(tmp_path):
+    labels = np.zeros((100, 200), np.uint8)
+    labels[40:60, 80:120] = 7
+    labels[60:64, 80:120] = 255
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    p, window = photo([], 200, 100), (60.5, 20.25, 80.0, 60.0)
+    mask, source = crops.cut_mask(("png", str(tmp_path / "l.png"), 7, 255), p, window, 160)
+    assert source.shape == (math.ceil(80.25) - 20, math.ceil(140.5) - 60)
+    assert np.array_equal(source == 255, labels[20:81, 60:141] == 7)
+    assert np.array_equal(source == 128, labels[20:81, 60:141] == 255)
+    rows, columns = np.nonzero(mask == 255)  # object rows 40..60 -> (40 - 20.25) * 160 / 60
+    assert abs(rows.min() - 19.75 * 160 / 60) <= 1 and abs(rows.max() + 1 - 39.75 * 160 / 60) <= 1
+    assert abs(columns.min() - 19.5 * 2) <= 1 and abs(columns.max() + 1 - 59.5 * 2) <= 1
+    assert set(np.unique(mask)) == {0, 128, 255}
+    assert abs((mask == 128).sum() - 160 / 60 * 4 * 80) < 120
+
+
+# --- backgrounds ---
+
+
+def free_by_brute_force(width, height, w, h, boxes):
+    return any(
+        all(not (x < x0 + w and x0 < x + a and y < y0 + h and y0 < y + b) for x, y, a, b in boxes)
+        for x0 in range(width - w + 1)
+        for y0 in range(height - h + 1)
+    )
+
+
+def test_a_free_position_is_found_exactly_where_there_is_one():
+    rng = np.random.default_rng(1)
+    found = Counter()
+    for _ in range(400):
+        boxes = np.column_stack([rng.integers(0, 16, (4, 2)), rng.integers(1, 9, (4, 2))])[
+            : rng.integers(0, 5)
+        ]
+        w, h = rng.integers(3, 17, 2).tolist()
+        # all gaps are whole, so half a pixel less decides nothing but that places have an area to draw from
+        position = free_position(20, 18, w - 0.5, h - 0.5, boxes.astype(float), rng)
+        assert (position is not None) == free_by_brute_force(20, 18, w, h, boxes)
+        if position is not None:
+            assert not crops.overlaps((*position, w - 0.5, h - 0.5), boxes).any()
+            assert 0 <= position[0] <= 20 - w + 0.5 and 0 <= position[1] <= 18 - h + 0.5
+        found[position is not None] += 1
+    assert found[True] > 50 and found[False] > 50
+
+
+def test_free_positions_are_uniform():
+    rng = np.random.default_rng(2)
+    obstacle = np.array(
+        [[40.0, 0.0, 10.0, 100.0]]
+    )  # left of it 30 wide, right of it 40 wide for a window of 10
+    places = np.array([free_position(100, 100, 10, 10, obstacle, rng) for _ in range(4000)])
+    share = (places[:, 0] < 40).mean()
+    assert abs(share - 3 / 7) < 4 * math.sqrt(3 / 7 * 4 / 7 / 4000)
+    assert abs(places[:, 1].mean() - 45) < 4 * 90 / math.sqrt(12 * 4000)
+
+
+def crowded_photos(n=30):
+    rng = np.random.default_rng(3)
+    return [
+        photo(
+            [box(*rng.uniform(0, 900, 2), *rng.uniform(20, 150, 2)) for _ in range(rng.integers(0, 40))],
+            file=f"{i}.jpg",
+        )
+        for i in range(n)
+    ]
+
+
+def test_backgrounds_touch_no_box_and_keep_to_the_limits():
+    photos = crowded_photos()
+    sizes = [(60.0 + i, 50.0 + 2 * i) for i in range(40)]
+    rules = Rules(y_per_x=2.5, y_per_image=4)
+    windows, counts = find_backgrounds(photos, sizes, rules)
+    assert counts["wanted"] == 100 == counts["exact"] + counts["smaller"] + counts["missing"]
+    assert sum(map(len, windows.values())) == counts["exact"] + counts["smaller"]
+    assert counts["missing"] == 0 and max(map(len, windows.values())) == 4
+    for p in photos:
+        boxes = np.array([b[:4] for b in p.boxes]).reshape(-1, 4)
+        for i, (x, y, w, h) in enumerate(windows.get(p.file, [])):
+            assert (w, h) in sizes and 0 <= x <= 1000 - w and 0 <= y <= 800 - h
+            assert not crops.overlaps((x + 1e-9, y + 1e-9, w - 2e-9, h - 2e-9), boxes).any()
+            for a, b, c, d in windows[p.file][:i]:
+                shared = max(0, min(x + w, a + c) - max(x, a)) * max(0, min(y + h, b + d) - max(y, b))
+                assert shared <= 0.25 * c * d + 1e-6
+
+
+def test_no_more_backgrounds_of_one_image_than_allowed():
+    photos = [photo([], file=f"{i}.jpg") for i in range(3)]
+    windows, counts = find_backgrounds(photos, [(50.0, 50.0)] * 5, Rules(y_per_x=2, y_per_image=2))
+    assert [len(windows[p.file]) for p in photos] == [2, 2, 2] and counts["missing"] == 4
+
+
+def test_backgrounds_depend_on_names_and_seed_alone():
+    photos = crowded_photos()
+    sizes = [(80.0, 60.0), (150.0, 160.0), (220.0, 100.0)]
+    first = find_backgrounds(photos, sizes, Rules())[0]
+    assert find_backgrounds(photos[::-1], sizes, Rules())[0] == first
+    assert find_backgrounds(photos, sizes, Rules(seed=1))[0] != first
+
+
+def test_sizes_that_fit_nowhere_are_replaced_by_smaller_ones_of_x():
+    p = photo([box(300, 0, 400, 800)])  # 300 px free at either side
+    windows, counts = find_backgrounds([p], [(290.0, 200.0), (400.0, 300.0)], Rules(y_per_x=1))
+    assert counts == Counter(wanted=2, exact=1, smaller=1, missing=0)
+    assert [w[2:] for w in windows["a.jpg"]] == [(290.0, 200.0)] * 2
+    assert find_backgrounds([p], [(400.0, 300.0)], Rules())[1] == Counter(
+        wanted=2, exact=0, smaller=0, missing=2
+    )
+    assert find_backgrounds([], [(4.0, 3.0)], Rules())[1]["missing"] == 2
+    assert find_backgrounds([p], [], Rules())[0] == {}
+
+
+# --- pixel formats ---
+
+
+def test_every_mode_becomes_rgb_properly():
+    grey16 = Image.fromarray((np.arange(256, dtype=np.uint32) * 257).astype(np.uint16).reshape(16, 16))
+    assert np.array_equal(np.asarray(crops.to_rgb(grey16))[..., 0].ravel(), np.arange(256))
+    rgb = Image.new("RGB", (4, 4), (200, 100, 50))
+    for mode in ("RGBA", "P", "CMYK", "YCbCr"):
+        assert np.abs(np.asarray(crops.to_rgb(rgb.convert(mode))).astype(int) - (200, 100, 50)).max() < 30, (
+            mode
+        )
+    assert np.asarray(crops.to_rgb(Image.new("1", (2, 2), 1))).min() == 255
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert np.asarray(crops.to_rgb(clear)).min() == 255  # what is transparent is white, not what hides there
+    with pytest.raises(ValueError, match="floating point"):
+        crops.to_rgb(Image.new("F", (2, 2)))
+
+
+def test_orientation_of_photographs(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15] = 255  # left half white as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: white on top
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    stored = Photo("a.png", str(path), 30, 20, [])
+    assert crops.open_photo(stored).size == (30, 20)  # annotations refer to stored pixels
+    turned = crops.open_photo(
+        stored._replace(width=20, height=30)
+    )  # unless they can only mean the turned image
+    assert turned.size == (20, 30) and turned.getpixel((10, 3)) == (255, 255, 255)
+    assert crops.open_photo(stored._replace(width=0, height=0, upright=True)).size == (20, 30)
+    with pytest.raises(ValueError, match="31 x 20"):
+        crops.open_photo(stored._replace(width=31))

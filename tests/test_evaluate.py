@@ -1,0 +1,301 @@
+"""test.py as users run it: what it writes, with all or little of the data at hand, and errors in one line."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import demo
+import evaluation
+import test as entry
+from data import Crops
+from seigan import SEIGAN, Trainer, save_checkpoint
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = dict(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, head_bias=0.0)
+
+
+@pytest.fixture(scope="module")
+def dataroot(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    demo.write_demo(root, counts={"train": {"objects": 8, "backgrounds": 4}, "test": {"objects": 7, "backgrounds": 3}})
+    return root
+
+
+@pytest.fixture
+def copy(dataroot, tmp_path):
+    """A data set of its own, to change."""
+    return shutil.copytree(dataroot, tmp_path / "set")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(dataroot, tmp_path_factory):
+    """A folder with one untrained run a mode."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for mode in ("seigan", "nocycle", "supervised"):
+        torch.manual_seed(0)
+        model = SEIGAN(mode=mode, **TINY)
+        os.makedirs(folder / mode)
+        save_checkpoint(folder / mode / "latest.pt", {
+            "config": model.config, "options": {"dataroot": str(dataroot), "name": mode, "mode": mode, "size": 32},
+            **Trainer(model).state_dict(), "step": 1234})
+    return folder
+
+
+@pytest.fixture
+def run(checkpoints, tmp_path, capsys):
+    """Run test.py on a run: (exit code, its results' folder, what it printed)."""
+    def run(name, *options):
+        argv = ["--name", name, "--checkpoints_dir", str(checkpoints), "--results_dir", str(tmp_path), "--gpu", "-1",
+                *map(str, options)]
+        try:
+            code = entry.main(argv)
+        except SystemExit as end:  # argparse
+            code = end.code
+        return code, tmp_path / name, capsys.readouterr()
+    return run
+
+
+def figures_of(folder):
+    with open(folder / "metrics.json", encoding="utf-8") as f:
+        return json.load(f, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def rows_of(folder):
+    with open(folder / "per_image.csv", newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def pngs(folder, kind):
+    return sorted(os.listdir(folder / kind)) if (folder / kind).is_dir() else None
+
+
+# --- what is written ---
+
+
+def test_command_line_needs_the_name_alone(checkpoints, dataroot, tmp_path):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    done = subprocess.run([sys.executable, os.path.join(HERE, "test.py"), "--name", "seigan"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "seigan"
+    stems = [f"{i:05d}.png" for i in range(7)]
+    for kind in evaluation.KINDS:
+        assert pngs(folder, kind) == stems
+        with Image.open(folder / kind / stems[0]) as image:
+            assert image.size == (32, 32) and image.mode == ("L" if kind in ("mask", "truth") else "RGB")
+    for word in ("seigan", "full mask", "box mask", "mean mask", "7 of 7"):
+        assert word in done.stdout
+    figures = figures_of(folder)
+    assert {"iou", "iou_pooled", "dice", "pixel_accuracy", "precision", "recall", "boundary_f", "mask_area",
+            "true_area", "baselines", "per_class", "intervals", "inpainting", "enhancement"} <= figures.keys()
+    assert figures["n_images"] == 7 and figures["step"] == 1234 and figures["size"] == 32
+    assert figures["checkpoint"] == "latest" and figures["mode"] == "seigan" and figures["mean_mask_fitted_on"] == 8
+    assert set(figures["baselines"]) == {"full_mask", "box_mask", "mean_mask"}
+    assert figures["frechet"] is None and figures["resolution"] == "crop"
+    low, high = figures["intervals"]["iou"]
+    assert low < figures["iou"] < high
+
+
+def test_figures_are_those_of_the_models_own_masks(run, checkpoints, dataroot):
+    _, folder, _ = run("seigan")
+    figures, rows = figures_of(folder), rows_of(folder)
+    model, crops = SEIGAN.load(checkpoints / "seigan" / "latest.pt"), Crops(dataroot, "test", 32)
+    ious, inter, union = [], 0, 0
+    for row, stem in zip(rows, crops.stems, strict=True):
+        m = model.segment(crops.object(stem)[None], crops.box(stem)[None].double())
+        p = F.interpolate(m, (64, 64), mode="bilinear")[0, 0].numpy() >= 0.5  # the files have 64 px
+        t = np.asarray(Image.open(crops.masks[stem])) > 128
+        ious.append((p & t).sum() / (p | t).sum())
+        inter, union = inter + (p & t).sum(), union + (p | t).sum()
+        assert row["stem"] == stem and float(row["iou"]) == pytest.approx(ious[-1], abs=1e-5)
+        assert float(row["true_area"]) == pytest.approx(t.mean(), abs=1e-5)
+    assert figures["iou"] == pytest.approx(np.mean(ious)) and figures["iou_pooled"] == pytest.approx(inter / union)
+
+
+def test_pictures_and_scores_are_those_of_the_model(run, checkpoints, dataroot):
+    _, folder, _ = run("seigan")
+    model, crops = SEIGAN.load(checkpoints / "seigan" / "latest.pt"), Crops(dataroot, "test", 32)
+    x, box = crops.object("00004")[None], crops.box("00004")[None].double()
+    y = crops.background("00001")[None]  # object 4 with background 4 mod 3
+    y_hat, x_hat = model.paste(x, y, box), model.remove(x, box)
+    for kind, image in {"x": x, "y": y, "y_hat": y_hat, "x_hat": x_hat, "x_hat2": model.paste(y_hat, x_hat, box),
+                        "y_hat2": model.remove(y_hat, box)}.items():
+        written = np.asarray(Image.open(folder / kind / "00004.png")).astype(int)
+        expected = ((image[0].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(int)
+        assert np.abs(written - expected).max() <= 1, kind
+    row = rows_of(folder)[4]
+    assert row["background"] == "00001"
+    assert float(row["d_obj_y_hat"]) == pytest.approx(model.D_obj(y_hat).mean().item(), abs=1e-4)
+    assert float(row["d_bg_x_hat"]) == pytest.approx(model.D_bg(x_hat).mean().item(), abs=1e-4)
+    # G_inp sees the background with the true mask cut out
+    hole = crops.mask("00004")[None]
+    rng = torch.Generator().manual_seed(0)
+    filled = model.G_inp((1 - hole) * y, torch.randn((1, 1, 32, 32), generator=rng))
+    expected = ((filled - y).abs().mean(1, keepdim=True) * hole).sum() / hole.sum()
+    assert float(row["G_inp_mae"]) == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_figures_depend_on_neither_batch_size_nor_threads(run, checkpoints):
+    code, folder, _ = run("seigan", "--batch_size", 3, "--num_threads", 3)
+    first, rows = figures_of(folder), rows_of(folder)
+    run("seigan", "--batch_size", 7, "--num_threads", 0, "--no_images")
+    for a, b in zip(rows, rows_of(folder), strict=True):
+        assert a["stem"] == b["stem"]
+        numbers = [k for k in a if k not in ("stem", "class", "background")]
+        assert [float(a[k]) for k in numbers] == pytest.approx([float(b[k]) for k in numbers], abs=1e-3)
+    assert figures_of(folder)["iou"] == pytest.approx(first["iou"], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode, missing", [
+    ("nocycle", ("x_hat", "x_hat2", "y_hat2")), ("supervised", ("y_hat", "x_hat", "x_hat2", "y_hat2"))])
+def test_modes_leave_out_what_they_do_not_train(run, mode, missing):
+    code, folder, _ = run(mode)
+    assert code == 0
+    assert {kind for kind in evaluation.KINDS if pngs(folder, kind) is None} == set(missing)
+    figures = figures_of(folder)
+    assert figures["inpainting"]["G_inp"]["psnr"] is None and figures["iou"] is not None
+    assert (figures["scores"]["d_obj_z"] is None) == (mode == "supervised")
+    columns = 7 - len({"y_hat", "x_hat"} & set(missing))
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width == columns * (64 + 4) + 4
+
+
+def test_earlier_pictures_do_not_stay_beside_new_ones(run, copy):
+    run("seigan", "--dataroot", copy)
+    for kind in ("objects", "masks"):
+        os.remove(copy / "test" / kind / "00003.png")
+    _, folder, _ = run("seigan", "--dataroot", copy)
+    assert "00003.png" not in pngs(folder, "x") and len(pngs(folder, "x")) == 6
+    run("seigan", "--dataroot", copy, "--no_images")
+    assert not pngs(folder, "x") and (folder / "contact_sheet.png").exists()
+
+
+# --- source resolution ---
+
+
+def test_masks_are_compared_where_they_were_annotated(run, copy, checkpoints):
+    path = copy / "test" / "crops.json"
+    index = json.loads(path.read_text())
+    os.makedirs(copy / "test" / "masks_source")
+    rng = np.random.default_rng(0)
+    truths = {}
+    for i, stem in enumerate(sorted(index["objects"])):
+        window = [3.3 + i, 2.6, 71.4 + i, 40.2]  # columns 3+i..3+i+72 or so, rows 2..42, stretched to a square
+        columns, rows = int(np.ceil(window[0] + window[2])) - 3 - i, 41
+        truths[stem] = (rng.random((rows, columns)) < 0.4), window
+        Image.fromarray((truths[stem][0] * 255).astype(np.uint8)).save(copy / "test" / "masks_source" / f"{stem}.png")
+        index["objects"][stem]["source_window"] = window
+    path.write_text(json.dumps(index))
+    code, folder, printed = run("seigan", "--dataroot", copy)
+    assert code == 0 and "source resolution" in printed.out and figures_of(folder)["resolution"] == "source"
+    model, crops = SEIGAN.load(checkpoints / "seigan" / "latest.pt"), Crops(copy, "test", 32)
+    for i, row in enumerate(rows_of(folder)):
+        truth, (x0, y0, w, h) = truths[row["stem"]]
+        m = model.segment(crops.object(row["stem"])[None], crops.box(row["stem"])[None].double())
+        x, y = np.arange(truth.shape[1]) + 3 + i + 0.5, np.arange(truth.shape[0]) + 2 + 0.5
+        inside = ((y >= y0) & (y <= y0 + h))[:, None] & ((x >= x0) & (x <= x0 + w))[None]
+        grid = np.stack(np.meshgrid((x - x0) / w, (y - y0) / h), -1)[None] * 2 - 1
+        p = F.grid_sample(m, torch.from_numpy(grid).float(), padding_mode="border", align_corners=False)
+        p = (p[0, 0].numpy() >= 0.5) & inside
+        t = truth & inside
+        assert float(row["iou"]) == pytest.approx((p & t).sum() / (p | t).sum(), abs=2e-3)
+        assert sum(float(row[k]) for k in ("tp", "fp", "fn", "tn")) == inside.sum()
+    # a file that does not fit its record is an error that names it
+    Image.new("L", (9, 9)).save(copy / "test" / "masks_source" / "00002.png")
+    code, _, printed = run("seigan", "--dataroot", copy)
+    assert code == 2 and "00002.png has 9 x 9 pixels" in printed.err and printed.err.count("\n") == 1
+
+
+# --- little data at hand ---
+
+
+def test_no_true_masks(run, copy):
+    shutil.rmtree(copy / "test" / "masks")
+    code, folder, printed = run("seigan", "--dataroot", copy)
+    figures = figures_of(folder)
+    assert code == 0 and figures["iou"] is None and figures["n_masks"] == 0 and figures["mask_area"] > 0
+    assert figures["baselines"] == {"full_mask": None, "box_mask": None, "mean_mask": None}
+    assert figures["inpainting"]["G_inp"]["psnr"] > 0  # holes of the boxes' shape
+    assert "no IoU" in printed.out and pngs(folder, "truth") is None
+
+
+def test_some_true_masks(run, copy):
+    os.remove(copy / "test" / "masks" / "00000.png")
+    _, folder, _ = run("seigan", "--dataroot", copy)
+    assert figures_of(folder)["n_masks"] == 6 and figures_of(folder)["n_images"] == 7
+    assert rows_of(folder)[0]["iou"] == "" and len(pngs(folder, "truth")) == 6
+
+
+def test_no_training_data_no_records_one_image(run, copy):
+    shutil.rmtree(copy / "train")
+    os.remove(copy / "test" / "crops.json")
+    for i in range(1, 7):
+        os.remove(copy / "test" / "objects" / f"{i:05d}.png")
+    code, folder, printed = run("seigan", "--dataroot", copy)
+    figures = figures_of(folder)
+    assert code == 0 and figures["n_images"] == 1 and figures["intervals"] == {} and figures["per_class"] == {}
+    assert figures["baselines"]["mean_mask"] is None and figures["baselines"]["box_mask"] is None
+    assert figures["baselines"]["full_mask"] > 0 and "nan" not in printed.out.lower()
+
+
+def test_classes(run, copy):
+    path = copy / "test" / "crops.json"
+    index = json.loads(path.read_text())
+    for i, record in enumerate(index["objects"].values()):
+        record["class"] = "cat" if i < 2 else "dog"
+    path.write_text(json.dumps(index))
+    _, folder, _ = run("seigan", "--dataroot", copy)
+    classes, rows = figures_of(folder)["per_class"], rows_of(folder)
+    assert list(classes) == ["dog", "cat"] and [c["n"] for c in classes.values()] == [5, 2]
+    assert classes["cat"]["iou"] == pytest.approx(np.mean([float(row["iou"]) for row in rows[:2]]), abs=1e-5)
+    assert rows[0]["class"] == "cat"
+
+
+def test_void_of_crop_masks_is_not_scored(run, copy):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :16], mask[:, 16:] = 255, 128
+    Image.fromarray(mask).save(copy / "test" / "masks" / "00000.png")
+    _, folder, _ = run("seigan", "--dataroot", copy)
+    row = rows_of(folder)[0]
+    assert float(row["full_mask"]) == 1 and float(row["tp"]) + float(row["fn"]) == 64 * 16
+
+
+def test_frechet_distance_names_what_it_depends_on(run, tmp_path, vgg19_state):
+    torch.save({k: v for k, v in vgg19_state.items() if k.startswith("features.0.")}, tmp_path / "first.pth")
+    _, folder, _ = run("nocycle", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
+    figures = figures_of(folder)["frechet"]
+    assert figures["name"] == "Fréchet distance" and figures["n"] == 7 and figures["dimensions"] == 64
+    assert set(figures["values"]) == {"z to x", "y_hat to x"} and all(v > 0 for v in figures["values"].values())
+    assert "first.pth" in (folder / "index.html").read_text(encoding="utf-8")
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--name", "absent"], "no checkpoint at"),
+    (["--checkpoint", "best"], "no checkpoint at"),
+    (["--dataroot", "nowhere"], "no folder nowhere"),
+    (["--split", "validation"], "no folder"),
+    (["--gpu", "63"], "--gpu 63"),
+    (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+    (["--frechet_weights", "nonsense"], "--frechet_weights"),
+])
+def test_bad_input_ends_in_one_line(run, options, words):
+    code, _, printed = run("seigan", *options)
+    assert code == 2 and words in printed.err
+    assert printed.err.startswith("test.py: error: ") and printed.err.count("\n") == 1
+
+
+def test_unreadable_image_is_named(run, copy):
+    (copy / "test" / "objects" / "00005.png").write_bytes(b"no image")
+    code, _, printed = run("seigan", "--dataroot", copy)
+    assert code == 2 and "00005.png" in printed.err and printed.err.count("\n") == 1

@@ -1,0 +1,121 @@
+"""Exported programs against the model, at sizes that they were not traced with."""
+import pytest
+import torch
+
+import export
+import photo
+from networks import pad_to_multiple
+from seigan import SEIGAN, Trainer, save_checkpoint
+
+WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]
+
+
+def build(mode="seigan", **options):
+    torch.manual_seed(0)
+    model = SEIGAN(mode, size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, **options)
+    for p in model.parameters():  # far from the small initial weights, so that a wrong input shows
+        torch.nn.init.normal_(p, 0, 0.2)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The model, the folder of its torch.export programs, and the reported differences."""
+    model, folder = build(), tmp_path_factory.mktemp("exported")
+    return model, folder, export.export_model(model, str(folder), onnx=False)
+
+
+def inputs(n, height, width):
+    torch.manual_seed(n + height)
+    image, background = torch.rand(2, n, 3, height, width)
+    box = torch.tensor([0.1, 0.2, 0.6, 0.5]).repeat(n, 1)
+    return image, background, torch.rand(n, 1, height, width), torch.randn(n, 1, height, width), box
+
+
+SIZES = [(1, 16, 16), (4, 32, 32), (2, 33, 47), (3, 64, 25)]
+
+
+@pytest.mark.parametrize("n, height, width", SIZES)
+def test_programs_give_what_the_model_gives(exported, n, height, width):
+    model, folder, _ = exported
+    image, background, mask, noise, box = inputs(n, height, width)
+    x, y = 2 * image - 1, 2 * background - 1
+    programs = {k: torch.export.load(str(folder / f"{k}.pt2")).module() for k in export.PROGRAMS}
+    assert torch.allclose(programs["segment"](image, box), model.segment(x, box), atol=1e-5)
+    y_hat = model.G_enh(mask * x + (1 - mask) * y, noise)
+    assert torch.allclose(programs["enhance"](image, background, mask, noise), (y_hat + 1) / 2, atol=1e-4)
+    x_hat = model.G_inp((1 - mask) * x, noise)
+    assert torch.allclose(programs["inpaint"](image, mask, noise), (x_hat + 1) / 2, atol=1e-4)
+
+
+def test_reported_differences(exported):
+    assert set(exported[2]) == {"segment.pt2", "enhance.pt2", "inpaint.pt2"}
+    assert all(0 <= d < 1e-4 for d in exported[2].values())
+
+
+def test_the_parity_check_sees_a_difference():
+    model = build()
+    program = export.Inpaint(model)
+    stride = 8
+
+    def wrong(values):
+        return program(values["image"], values["mask"], -values["noise"])
+
+    assert export.compare(model, "inpaint", stride, lambda v: program(*v.values())) < 1e-4
+    assert export.compare(model, "inpaint", stride, wrong) > 1e-3
+
+
+@pytest.mark.parametrize("height, width", [(16, 16), (17, 30), (23, 25)])
+def test_padding_is_the_networks_own(height, width):
+    image = torch.rand(2, 3, height, width)
+    seen = []
+
+    class Net(torch.nn.Module):
+        def forward(self, padded):
+            seen.append(padded)
+            return padded
+
+    assert torch.equal(export.AnySize(Net(), 8)(image), image)
+    assert torch.equal(seen[0], pad_to_multiple(image, 8))
+
+
+def test_modes_export_what_they_trained(tmp_path):
+    assert set(export.export_model(build("supervised"), str(tmp_path), onnx=False)) == {"segment.pt2"}
+    assert export.PROGRAMS["enhance"][3] == ("seigan", "nocycle")
+
+
+def test_without_box_prior(tmp_path):
+    model = build("supervised", box_prior=0.0)
+    assert export.export_model(model, str(tmp_path), onnx=False)["segment.pt2"] < 1e-5
+
+
+@pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"ONNX NOT TESTED: {', '.join(WITHOUT_ONNX)} not installed")
+def test_onnx(tmp_path):
+    import onnxruntime
+
+    model = build()
+    differences = export.export_model(model, str(tmp_path))
+    assert len(differences) == 6 and all(d < 1e-3 for d in differences.values()), differences
+    session = onnxruntime.InferenceSession(str(tmp_path / "inpaint.onnx"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["image", "mask", "noise"]
+    for n, height, width in SIZES:
+        image, _, mask, noise, _ = inputs(n, height, width)
+        out = session.run(["removed"], {"image": image.numpy(), "mask": mask.numpy(), "noise": noise.numpy()})[0]
+        expected = (model.G_inp((1 - mask) * (2 * image - 1), noise) + 1) / 2
+        assert torch.allclose(torch.from_numpy(out), expected, atol=1e-3)
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    (tmp_path / "runs" / "exp").mkdir(parents=True)
+    model = build("supervised")
+    save_checkpoint(str(tmp_path / "runs" / "exp" / "latest.pt"),
+                    {"config": model.config, "options": {}, **Trainer(model).state_dict()})
+    argv = ["export", "--checkpoints_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--name"]
+    monkeypatch.setattr(export, "has", lambda *packages: False)
+    assert photo.main([*argv, "exp"]) == 0
+    text = capsys.readouterr().out
+    assert "segment.pt2: differs from the model by at most" in text and "no ONNX" in text
+    assert photo.main([*argv, "none"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(export, "export_model", lambda *args: {"segment.pt2": 0.1})
+    assert photo.main([*argv, "exp"]) == 1, "a program that differs is a failure"

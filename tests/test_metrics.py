@@ -1,0 +1,284 @@
+"""Masks and images scored: hand-computed cases, and agreement with scikit-learn, scikit-image and SciPy."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metrics
+import quality
+from metrics import Truth
+
+WHY = "the comparison with an independent implementation needs "
+
+
+def square(height, width, top, left, side):
+    mask = np.zeros((height, width), np.uint8)
+    mask[top : top + side, left : left + side] = 255
+    return mask
+
+
+def whole(mask):
+    """A truth whose crop shows exactly the mask."""
+    return Truth(mask, (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])))
+
+
+def soft(mask):
+    return (mask == 255).astype(np.float32)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# --- at crop size ---
+
+
+def test_iou_of_perfect_empty_inverse_and_shifted_masks():
+    truth = torch.zeros(5, 1, 12, 12)
+    truth[:4, :, 3:9, 3:9] = 1
+    mask = truth.clone()
+    mask[1] = 0
+    mask[2] = 1 - truth[2]
+    mask[3] = truth[3].roll(2, -1)  # 6 x 6 shifted by 2: 24 common of 48
+    assert metrics.iou(mask, truth).tolist() == [1, 0, 0, 0.5, 1]  # the last is empty in both
+    # ½ itself is object
+    assert metrics.iou(0.5 * mask, truth)[0] == 1 and metrics.iou(0.49 * mask, truth)[0] == 0
+
+
+def test_mean_mask_is_the_best_of_its_thresholds_by_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    pull = torch.linspace(1, -1, 9)[:, None] + torch.zeros(9, 7)
+    masks = (torch.randn(30, 1, 9, 7, generator=rng) + pull > 0).float()
+    found = metrics.mean_mask(masks)
+    mean = masks.mean(0, keepdim=True)
+    best = max(metrics.iou((mean >= t / 100).float().expand_as(masks), masks).mean() for t in range(10, 91, 5))
+    assert found.shape == (1, 1, 9, 7) and set(found.unique().tolist()) == {0, 1}
+    assert metrics.iou(found.expand_as(masks), masks).mean() == pytest.approx(best.item(), abs=1e-12)
+
+
+# --- at source resolution ---
+
+
+@pytest.mark.parametrize("shape", [(31, 47), (64, 64), (97, 13), (200, 300)])
+def test_resample_is_bilinear_interpolation(rng, shape):
+    mask = rng.random((16, 16), np.float32)
+    expected = F.interpolate(torch.from_numpy(mask)[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
+    assert np.abs(metrics.resample(mask, whole(np.zeros(shape, np.uint8))) - expected.numpy()).max() < 1e-5
+
+
+def test_window_between_pixels_counted_by_hand():
+    # The crop shows x from 3.25 to 54.55 and y from 7.5 to 41.2; its hull is columns 3..54, rows 7..41. Column c's
+    # centre is (c + 3.5 - 3.25) / 51.3: all 52 lie inside. Row r's is r / 33.7: the last, 34 / 33.7, lies outside.
+    truth = Truth(np.zeros((35, 52), np.uint8), (3.25, 7.5, 51.3, 33.7), (3, 7))
+    truth.mask[:, :20] = 255
+    mask = np.zeros((8, 8), np.float32)
+    mask[:, :4] = 1  # interpolated, ½ is crossed at the middle, 25.65: columns 0..25
+    figures = metrics.score(mask, truth, box=(0.0, 0.0, 0.5, 0.5))
+    assert truth.scored.sum() == 34 * 52 and not truth.scored[34].any()
+    assert figures["counts"].tolist() == [34 * 20, 34 * 6, 0, 34 * 26]
+    assert figures["iou"] == pytest.approx(20 / 26) and figures["recall"] == 1
+    assert figures["full_mask"] == pytest.approx(20 / 52)
+    # the box ends at 25.65 and, 0.5 * 33.7 = 16.85, after row 16: 17 rows of 26 columns
+    assert figures["box_mask"] == pytest.approx(17 * 20 / (34 * 20 + 17 * 6))
+    assert math.isnan(figures["mean_mask"])
+
+
+@pytest.mark.parametrize("shape", [(61, 43), (128, 128), (37, 211)])
+def test_perfect_empty_and_shifted_at_odd_sizes(shape):
+    truth = whole(square(*shape, 8, 9, 20))
+    perfect = metrics.score(soft(truth.mask), truth, fixed=soft(truth.mask))
+    assert all(perfect[name] == 1 for name in (*metrics.RATIOS, "boundary_f", "mean_mask"))
+    empty = metrics.score(np.zeros((8, 8), np.float32), truth)
+    assert [empty[n] for n in ("iou", "dice", "precision", "recall", "boundary_f")] == [0] * 5
+    shifted = metrics.score(soft(square(*shape, 8, 14, 20)), truth)
+    assert shifted["iou"] == pytest.approx(300 / 500) and shifted["dice"] == pytest.approx(0.75)
+    both = metrics.score(np.zeros((8, 8), np.float32), whole(np.zeros(shape, np.uint8)))
+    assert both["iou"] == both["dice"] == both["boundary_f"] == 1
+
+
+def test_stretched_crop_is_compared_in_source_shape():
+    # a disc in the source is an ellipse in the square crop; stretched back it must fit
+    y, x = np.mgrid[:90, :240]
+    disc = np.where((x - 119.5) ** 2 + (y - 44.5) ** 2 < 35**2, 255, 0).astype(np.uint8)
+    crop = F.interpolate(torch.from_numpy(soft(disc))[None, None], (128, 128), mode="bilinear", antialias=True)
+    assert metrics.score(crop[0, 0].numpy(), whole(disc))["iou"] > 0.97
+
+
+def test_void_is_not_scored():
+    truth = whole(square(20, 20, 0, 0, 10))
+    truth.mask[:, 10:] = metrics.VOID
+    figures = metrics.score(np.ones((4, 4), np.float32), truth)
+    assert figures["counts"].tolist() == [100, 100, 0, 0] and figures["full_mask"] == 0.5
+
+
+def test_boundary_tolerance_by_hand():
+    # 120 x 160: diagonal 200, tolerance 0.008 * 200 = 1.6, so 2 px
+    true = square(120, 160, 20, 20, 40) == 255
+    scored = np.ones_like(true)
+    outcomes = [metrics.boundary_f(np.roll(true, (d, d), (0, 1)), true, scored) for d in (0, 2, 60)]
+    assert outcomes == [1, 1, 0]
+    off_by_3 = metrics.boundary_f(np.roll(true, 3, 1), true, scored)
+    # by brute force: the share of one outline within 2 px, along both axes, of the other; equal for both, by symmetry
+    edge, other = metrics.boundary(true), metrics.boundary(np.roll(true, 3, 1))
+    near = sum(np.abs(np.argwhere(other) - p).max(1).min() <= 2 for p in np.argwhere(edge)) / edge.sum()
+    assert off_by_3 == pytest.approx(near) and 0.4 < near < 0.7
+
+
+def test_agreement_with_scikit_learn(rng):
+    sk = pytest.importorskip("sklearn.metrics", reason=WHY + "scikit-learn")
+    for shape in [(33, 57), (128, 96), (201, 44)]:
+        mask = rng.random((24, 24), np.float32)
+        truth = Truth(rng.choice([0, 128, 255], shape, p=[0.5, 0.1, 0.4]).astype(np.uint8),
+                      (0.3, 0.6, shape[1] - 1.1, shape[0] - 1.4))
+        figures = metrics.score(mask, truth)
+        y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+        (x0, y0, w, h), keep = truth.window, truth.mask != 128
+        keep &= (x >= x0) & (x <= x0 + w) & (y >= y0) & (y <= y0 + h)
+        grid = torch.from_numpy(np.stack([(x - x0) / w, (y - y0) / h], -1)[None] * 2 - 1).float()
+        sampled = F.grid_sample(torch.from_numpy(mask)[None, None], grid, padding_mode="border", align_corners=False)
+        p, t = (sampled[0, 0].numpy() >= 0.5)[keep], (truth.mask == 255)[keep]
+        expected = {"iou": sk.jaccard_score(t, p), "dice": sk.f1_score(t, p), "recall": sk.recall_score(t, p),
+                    "precision": sk.precision_score(t, p), "pixel_accuracy": sk.accuracy_score(t, p)}
+        assert {k: figures[k] for k in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_outline_and_dilation_agree_with_scikit_image(rng):
+    pytest.importorskip("skimage", reason=WHY + "scikit-image")
+    from skimage.morphology import dilation
+    from skimage.segmentation import find_boundaries
+    for shape in [(33, 57), (90, 40)]:
+        blobs = metrics.resample(rng.random((8, 8), np.float32), whole(np.zeros(shape, np.uint8))) > 0.5
+        assert (metrics.boundary(blobs) == find_boundaries(blobs, connectivity=1, mode="inner")).all()
+        for radius in (0, 1, 2, 3, 5, 14, 100):
+            points = rng.random(shape) < 0.01
+            expected = dilation(points, np.ones((2 * radius + 1,) * 2))
+            assert (metrics.dilate(points, radius) == expected).all(), radius
+
+
+# --- intervals ---
+
+
+def test_bootstrap_interval_of_a_mean_is_the_normal_one(rng):
+    values = rng.normal(3, 2, 400)
+    low, high = metrics.bootstrap(values[:, None], resamples=4000)[0]
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+def test_bootstrap_resamples_rows_together_and_knows_one_image():
+    table = np.array([[1.0, 2], [10, 20], [100, 200]])  # the ratio of sums is ½ however rows are drawn
+    ends = metrics.bootstrap(table, lambda sums: sums[:, :1] / sums[:, 1:])
+    assert ends == pytest.approx(np.array([[0.5, 0.5]]))
+    assert metrics.bootstrap(np.full((7, 1), 3.0)) == pytest.approx(np.array([[3.0, 3.0]]))
+    assert np.isnan(metrics.bootstrap(table[:1])).all() and metrics.bootstrap(table[:1]).shape == (2, 2)
+
+
+# --- holes refilled ---
+
+
+@pytest.fixture
+def pictures():
+    rng = torch.Generator().manual_seed(0)
+    base = F.interpolate(torch.rand(3, 3, 8, 8, generator=rng), (40, 52), mode="bicubic").clamp(0, 1) * 2 - 1
+    noisy = (base + 0.3 * torch.randn(base.shape, generator=rng)).clamp(-1, 1)
+    hole = torch.zeros(3, 1, 40, 52)
+    hole[0, :, 10:30, 12:40] = 1
+    hole[1, :, 0:9, 30:52] = 1  # at the image's edge
+    return base, noisy, hole
+
+
+def test_psnr_ssim_mae_agree_with_scikit_image(pictures):
+    sk = pytest.importorskip("skimage.metrics", reason=WHY + "scikit-image")
+    target, image, hole = pictures
+    found = [getattr(quality, name)(image, target, hole) for name in ("psnr", "ssim", "mae")]
+    weights = np.array([0.299, 0.587, 0.114])
+    for i in range(2):
+        inside = hole[i, 0].numpy() > 0
+        a, b = (t[i].permute(1, 2, 0).double().numpy() for t in (image, target))
+        grey = [((p + 1) / 2) @ weights for p in (a, b)]
+        _, full = sk.structural_similarity(*grey, data_range=1, gaussian_weights=True, sigma=1.5, full=True,
+                                           use_sample_covariance=False)
+        expected = (sk.peak_signal_noise_ratio(b[inside], a[inside], data_range=2), full[inside].mean(),
+                    np.abs(a - b)[inside].mean())
+        assert [f[i].item() for f in found] == pytest.approx(expected, abs=2e-5)
+    assert all(f[2].isnan() for f in found)  # nothing cut out
+
+
+def test_equal_images_have_the_best_figures(pictures):
+    y, _, hole = pictures
+    figures = [getattr(quality, name)(y, y, hole)[0].item() for name in ("psnr", "ssim", "mae")]
+    assert figures == pytest.approx([106.0206, 1, 0], abs=1e-3)
+
+
+def test_fills_leave_what_is_known_and_solve_a_ramp():
+    ramp = torch.linspace(-1, 1, 48).expand(1, 3, 40, 48).contiguous()
+    hole = torch.zeros(1, 1, 40, 48)
+    hole[..., 8:30, 10:36] = 1
+    mean, diffusion = quality.fill_mean(ramp, hole), quality.fill_diffusion(ramp, hole)
+    for filled in (mean, diffusion):
+        assert torch.equal((filled - ramp) * (1 - hole), torch.zeros_like(ramp))
+    known = ramp[0, 0][hole[0, 0] == 0].mean()
+    assert torch.allclose(mean[0, :, 20, 20], known.expand(3), atol=1e-5)
+    # Laplace's equation with a ramp for its rim has the ramp as its solution
+    assert quality.mae(diffusion, ramp, hole) < 0.01 < quality.mae(mean, ramp, hole)
+
+
+def test_fills_of_an_image_cut_out_whole_are_finite():
+    y, hole = torch.rand(1, 3, 13, 9), torch.ones(1, 1, 13, 9)
+    assert quality.fill_diffusion(y, hole).isfinite().all() and quality.fill_mean(y, hole).isfinite().all()
+
+
+# --- Fréchet distance ---
+
+
+def test_frechet_distance_of_known_gaussians(rng):
+    # one dimension: (μ1 - μ2)² + (σ1 - σ2)²
+    assert quality.frechet_gaussian(np.array([1.0]), 4.0, np.array([4.0]), 9.0) == pytest.approx(9 + 1)
+    # diagonal covariances: the sum over dimensions
+    a, b = np.diag([1.0, 4, 0]), np.diag([9.0, 16, 0])
+    assert quality.frechet_gaussian(np.zeros(3), a, np.ones(3), b) == pytest.approx(3 + 4 + 4)
+    features = rng.normal(size=(50, 8))
+    assert quality.frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
+    assert quality.frechet_distance(features, features + 2) == pytest.approx(4 * 8)
+
+
+def test_frechet_distance_agrees_with_scipys_matrix_root(rng):
+    linalg = pytest.importorskip("scipy.linalg", reason=WHY + "SciPy")
+    a, b = rng.normal(size=(60, 12)) @ rng.normal(size=(12, 12)), rng.normal(size=(70, 12)) + 0.3
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = (np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b)
+                - 2 * np.trace(linalg.sqrtm(cov_a @ cov_b)).real)
+    assert quality.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
+    early = {k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 5}
+    torch.save(early, tmp_path / "early.pth")
+    net = quality.FeatureNet(f"vgg19:{tmp_path / 'early.pth'}")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    h = (F.interpolate(x, (224, 224), mode="bilinear", antialias=True) / 2 + 0.5 - net.mean) / net.std
+    for index in (0, 2, 5):
+        h = F.relu(F.conv2d(h, early[f"features.{index}.weight"], early[f"features.{index}.bias"], padding=1))
+        h = F.max_pool2d(h, 2) if index == 2 else h
+    assert torch.allclose(net(x), h.mean((2, 3)), atol=1e-4)
+    assert net.title == "Fréchet distance" and "224" in net.describe()["resize"]
+
+
+def test_only_inception_with_torchvisions_weights_is_called_fid():
+    net = quality.FeatureNet.__new__(quality.FeatureNet)
+    titles = []
+    for net.__dict__["weights"] in ("inception_v3", "inception_v3:mine.pth", "vgg19"):
+        titles.append(net.title)
+    assert titles == ["FID", "Fréchet distance", "Fréchet distance"]
+
+
+@pytest.mark.parametrize("weights, words", [
+    ("vgg99", "torchvision"), ("vgg19:nowhere.pth", "no weights at nowhere.pth"),
+    ("resnet18:{}", "holds no conv1.weight"), ("vgg19:{}", "holds no features.0.weight")])
+def test_bad_feature_networks_are_named(tmp_path, weights, words):
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        quality.FeatureNet(weights.format(tmp_path / "other.pth"))

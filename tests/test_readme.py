@@ -1,0 +1,86 @@
+"""README's commands as written, with fewer pictures and steps; and its Python example."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUTTERFLIES = os.path.join(HERE, "..", "shared", "data", "butterflies")
+# what makes a command short; the command itself stays as written
+SHORT = {
+    "train.py": "--n_epochs 1 --n_epochs_decay 0 --batch_size 64 --num_threads 0",
+    "train.py --resume": "--n_epochs 2",
+    "data.py": "--y_per_x 0.5",
+}
+
+
+def blocks(language):
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+        return re.findall(rf"^```{language}\n(.*?)^```", f.read(), re.M | re.S)
+
+
+def commands():
+    """Every `python FILE.py ...` of README's shell blocks, as lists of words."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    parts = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [words for words in parts if words[:1] == ["python"] and words[1].endswith(".py")]
+
+
+def run(words, cwd):
+    script, *rest = words[1:]
+    short = SHORT.get(f"{script} --resume" if "--resume" in rest else script, "")
+    done = subprocess.run([sys.executable, os.path.join(HERE, script), *rest, *short.split()], cwd=cwd,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which the demo's commands have run: with a demo set of a few pictures."""
+    folder = tmp_path_factory.mktemp("user")
+    code = ("import demo; demo.write_demo('datasets/demo', counts={'train': {'objects': 8, 'backgrounds': 8}, "
+            "'test': {'objects': 4, 'backgrounds': 4}})")
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": HERE}, check=True,
+                   capture_output=True)
+    for words in commands():
+        if "demo" in words and words[1] in ("train.py", "test.py"):
+            run(words, folder)
+    return folder
+
+
+def test_the_demo_commands(folder):
+    assert os.path.exists(folder / "checkpoints" / "demo" / "latest.pt")
+    assert os.path.exists(folder / "results" / "demo" / "metrics.json")
+    assert os.path.exists(folder / "results" / "demo" / "contact_sheet.png")
+
+
+def test_the_python_example(folder):
+    (code,) = blocks("python")
+    assert len(code.strip().splitlines()) <= 8
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": HERE}, check=True)
+    assert os.path.exists(folder / "y_hat.png") and os.path.exists(folder / "x_hat.png")
+
+
+@pytest.mark.skipif(not os.path.isdir(BUTTERFLIES), reason=f"no photographs at {os.path.normpath(BUTTERFLIES)}")
+def test_the_butterfly_commands(tmp_path):
+    """Prepare, train a small model on the CPU, resume it, test it."""
+    os.symlink(os.path.abspath(BUTTERFLIES), tmp_path / "butterflies")
+    seen = set()
+    for words in commands():
+        prepares = words[1] == "data.py" and "coco" in words
+        if prepares or "butterflies64" in words:
+            run(words, tmp_path)
+            seen.add(words[1] + (" --resume" if "--resume" in words else ""))
+    assert seen >= {"data.py", "train.py", "train.py --resume", "test.py"}
+    assert os.path.exists(tmp_path / "results" / "butterflies64" / "metrics.json")
+
+
+def test_every_command_of_readme_is_run_or_has_a_reason():
+    not_run = {"train.py --dataroot datasets/butterflies --name butterflies"}  # the full size: hours on a CPU
+    for words in commands():
+        text = " ".join(words[1:])
+        assert text in not_run or "demo" in words or "butterflies64" in words or words[1] == "data.py", text

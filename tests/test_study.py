@@ -1,0 +1,275 @@
+"""The human study: ratings against closed forms and published tables, the voting page, votes to figures."""
+import csv
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bradley_terry
+import study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# Agresti, Categorical Data Analysis: American League, Eastern Division, 1987, 13 games a pair; row beat column.
+# Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore; ratings relative to Baltimore.
+BASEBALL = [[0, 7, 9, 7, 7, 9, 11], [6, 0, 7, 5, 11, 9, 9], [4, 6, 0, 7, 7, 8, 12], [6, 8, 6, 0, 6, 7, 10],
+            [6, 2, 6, 7, 0, 7, 12], [4, 4, 5, 6, 6, 0, 6], [2, 4, 1, 3, 1, 7, 0]]
+BASEBALL_RATINGS = [1.5814, 1.4364, 1.2945, 1.2476, 1.1077, 0.6839, 0]
+# Stigler 1994: citations of Biometrika, Comm. Statist., JASA, JRSS-B (row) in the others (column), 1987-89;
+# ratings relative to Biometrika.
+JOURNALS = [[0, 730, 498, 221], [33, 0, 68, 17], [320, 813, 0, 142], [284, 276, 325, 0]]
+JOURNAL_RATINGS = [0, -2.94907, -0.47957, 0.26895]
+
+
+# --- ratings ---
+
+
+@pytest.mark.parametrize("prior", [0, 0.5, 2])
+def test_two_sets_have_the_log_odds(prior):
+    ratings = bradley_terry.fit([[0, 30], [10, 0]], prior)
+    assert ratings[0] - ratings[1] == pytest.approx(math.log((30 + prior) / (10 + prior)), abs=1e-8)
+    assert ratings.sum() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("wins, published, origin", [(BASEBALL, BASEBALL_RATINGS, 6), (JOURNALS, JOURNAL_RATINGS, 0)])
+def test_published_tables(wins, published, origin):
+    ratings = bradley_terry.fit(wins, prior=0)
+    assert ratings - ratings[origin] == pytest.approx(published, abs=6e-5)
+
+
+@pytest.mark.parametrize("wins", [BASEBALL, JOURNALS])
+def test_ratings_maximise_the_likelihood_by_another_optimiser(wins):
+    table = torch.tensor(wins, dtype=torch.float64)
+    r = torch.zeros(len(table), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([r], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-18,
+                                  line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        value = -(table * torch.nn.functional.logsigmoid(r[:, None] - r[None])).sum() / table.sum()
+        value.backward()
+        return value
+    optimiser.step(loss)
+    found = (r - r.mean()).detach().numpy()
+    assert bradley_terry.fit(wins, prior=0) == pytest.approx(found, abs=1e-7)
+
+
+def test_many_tables_at_once_are_fitted_each_by_itself():
+    tables = np.array([BASEBALL, np.transpose(BASEBALL)])
+    assert bradley_terry.fit(tables) == pytest.approx(np.stack([bradley_terry.fit(t) for t in tables]), abs=1e-7)
+
+
+def test_ties_count_half_for_both():
+    wins = bradley_terry.count_wins([0, 0, 1], [1, 1, 0], [1, 0.5, 0], 2)
+    assert wins.tolist() == [[0, 2.5], [0.5, 0]]
+    all_ties = bradley_terry.fit(bradley_terry.count_wins([0] * 9, [1] * 9, [0.5] * 9, 2), prior=0)
+    assert all_ties == pytest.approx([0, 0])
+
+
+def test_a_set_that_never_wins_is_finite_with_the_prior_and_an_error_without():
+    wins = [[0, 5, 9], [5, 0, 7], [0, 0, 0]]
+    ratings = bradley_terry.fit(wins)
+    assert np.isfinite(ratings).all() and ratings[2] == ratings.min() < -1.5
+    with pytest.raises(ValueError, match="never wins"):
+        bradley_terry.fit(wins, prior=0)
+
+
+def test_sets_that_no_vote_links_are_an_error():
+    with pytest.raises(ValueError, match="not linked"):
+        bradley_terry.fit([[0, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 4], [0, 0, 1, 0]])
+
+
+def test_shares_won():
+    shares = bradley_terry.win_shares(np.array([[0, 3.0, 0], [1, 0, 2], [0, 2, 0]]))
+    assert shares[0, 1] == 0.75 and shares[1, 0] == 0.25 and shares[1, 2] == 0.5
+    assert np.isnan(shares[0, 2]) and np.isnan(shares[0, 0])
+
+
+def test_interval_over_pairs_is_the_closed_form_one():
+    # one voter, every pair of images once: then only pairs are resampled, and the log-odds r of n votes of which
+    # a share p is won has the standard error 1 / sqrt(n p (1 - p)); each rating is half of it
+    n, p = 600, 0.7
+    outcome = np.arange(n) < n * p
+    ends = bradley_terry.bootstrap([0] * n, [1] * n, outcome, np.zeros(n, int), np.arange(n), 2, resamples=2000)
+    half = 1.96 / math.sqrt(n * p * (1 - p)) / 2
+    centre = math.log(p / (1 - p)) / 2
+    assert ends[0] == pytest.approx([centre - half, centre + half], abs=0.15 * half)
+
+
+def test_voters_who_disagree_widen_the_interval():
+    voter, pair = np.repeat(np.arange(10), 60), np.tile(np.arange(60), 10)
+    agree = np.random.default_rng(0).random(600) < 0.6
+    split = voter < 6  # as many wins, but each voter always says the same
+    widths = [np.ptp(bradley_terry.bootstrap([0] * 600, [1] * 600, o, voter, pair, 2)[0]) for o in (agree, split)]
+    assert widths[1] > 2 * widths[0]
+
+
+# --- the page ---
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two evaluations as test.py leaves them, of 12 images each."""
+    folder = tmp_path / "results"
+    for name, mode in (("nc", "nocycle"), ("full", "seigan")):
+        for kind in ("x", "z", "y_hat"):
+            (folder / name / kind).mkdir(parents=True)
+            for i in range(12):
+                Image.new("RGB", (16, 16), (i, len(kind), len(mode))).save(folder / name / kind / f"{i:02d}.png")
+        (folder / name / "metrics.json").write_text(json.dumps({"mode": mode, "size": 16}))
+        with open(folder / name / "per_image.csv", "w") as f:
+            print("stem,d_obj_z,d_obj_y_hat", file=f)
+            for i in range(12):
+                print(f"{i:02d},{i / 10},{-i / 10}", file=f)
+    return folder
+
+
+@pytest.fixture
+def page(results, capsys):
+    out = results / "study"
+    assert study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(out),
+                       "--n_images", "5", "--n_pairs", "60", "--per_voter", "20"]) == 0
+    data = re.search(r'id="study">(.*?)</script>', (out / "page" / "index.html").read_text(encoding="utf-8"))[1]
+    return out, json.loads((out / "key.json").read_text(encoding="utf-8")), json.loads(data)
+
+
+def test_sets_are_the_papers_and_chosen_by_the_discriminators_score(page, results):
+    out, key, _ = page
+    assert key["sets"] == ["NoCycle z", "SEIGAN z", "SEIGAN ŷ", "real"]
+    files = {label: {v["file"] for v in key["images"].values() if v["set"] == label} for label in key["sets"]}
+    best = {i: {str(results / name / kind / f"{s:02d}.png") for s in stems} for i, name, kind, stems in [
+        ("NoCycle z", "nc", "z", range(7, 12)), ("SEIGAN z", "full", "z", range(7, 12)),
+        ("SEIGAN ŷ", "full", "y_hat", range(5))]}
+    assert {label: files[label] for label in best} == best
+    assert len(files["real"]) == 5 and all("/x/" in f for f in files["real"])
+
+
+def test_pairs_are_balanced_over_sets_images_and_sides(page):
+    _, key, data = page
+    sets = [[key["images"][name]["set"] for name in pair] for pair in data["pairs"]]
+    assert len(sets) == 60 and all(a != b for a, b in sets)
+    for a in key["sets"]:
+        for b in key["sets"]:
+            assert a == b or sets.count([a, b]) == 5  # 10 a pair of sets, half of them each way round
+    names = [name for pair in data["pairs"] for name in pair]
+    assert {names.count(name) for name in key["images"]} == {6}
+
+
+def test_nothing_on_the_page_tells_the_sets_apart(page):
+    out, key, _ = page
+    text = (out / "page" / "index.html").read_text(encoding="utf-8")
+    assert not any(word in text for word in ("NoCycle", "SEIGAN", "real/", "y_hat", "nc/"))
+    names = {p.stem for p in (out / "page" / "images").iterdir()}
+    assert names == set(key["images"]) and all(re.fullmatch("[0-9a-f]{12}", name) for name in names)
+    name, image = next(iter(key["images"].items()))
+    with Image.open(out / "page" / "images" / f"{name}.png") as a, Image.open(image["file"]) as b:
+        assert a.tobytes() == b.tobytes()
+    assert not (out / "page" / "key.json").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the voting page")
+def test_voting_in_a_browser_and_fitting_the_saved_file(page, tmp_path, capsys):
+    out, key, data = page
+    hook = """<script>addEventListener("load", () => {
+      document.getElementById("begin").click();
+      const shown = [], click = choice => document.querySelector(`[data-choice=${choice}]`).click();
+      for (let i = 0; i < 20; i++) {
+        shown.push([...document.querySelectorAll("#pair img")].map(e => e.src.split("/").pop()));
+        if (i === 3) click("tie");
+        else if (i === 4) dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+        else click("left");
+      }
+      const pre = document.createElement("pre");
+      pre.id = "out";
+      pre.textContent = JSON.stringify({csv: csv(), shown, end: !document.getElementById("end").hidden});
+      document.body.append(pre);
+    });</script></body>"""
+    tested = out / "page" / "tested.html"
+    text = (out / "page" / "index.html").read_text(encoding="utf-8")
+    tested.write_text(text.replace("</body>", hook), encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", tested.as_uri()],
+        capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    rows = list(csv.DictReader(found["csv"].splitlines()))
+    assert found["end"] and len(rows) == 20 and len({row["pair"] for row in rows}) == 20
+    assert [row["choice"] for row in rows] == ["left"] * 3 + ["tie", "right"] + ["left"] * 15
+    assert [[row["left"] + ".png", row["right"] + ".png"] for row in rows] == found["shown"]
+    for row in rows:
+        assert sorted(data["pairs"][int(row["pair"])]) == sorted([row["left"], row["right"]])
+    (tmp_path / "votes.csv").write_text(found["csv"])
+    assert study.main(["fit", str(tmp_path / "votes.csv"), "--key", str(out / "key.json"), "--out", str(tmp_path)]) == 0
+    assert "20 votes of 1 voters" in capsys.readouterr().out
+
+
+def test_runs_of_unlike_sizes_are_refused(results, capsys):
+    (results / "nc" / "metrics.json").write_text(json.dumps({"mode": "nocycle", "size": 32}))
+    assert study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(results)]) == 2
+    assert "one size" in capsys.readouterr().err
+
+
+# --- votes ---
+
+
+def write_votes(path, votes, columns=("left_set", "right_set", "choice", "voter", "pair")):
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([columns, *votes])
+    return str(path)
+
+
+def test_votes_collected_elsewhere_give_ratings_matrix_and_drawings(tmp_path, capsys):
+    votes = [("real", "z", "left", v, p) for v in range(4) for p in range(9)]
+    votes += [("z", "real", "left", v, p) for v in range(4) for p in range(9, 12)]
+    votes += [("ŷ", "z", "tie", v, p) for v in range(4) for p in range(20, 24)]
+    one, two = write_votes(tmp_path / "1.csv", votes[:40]), write_votes(tmp_path / "2.csv", votes[40:])
+    assert study.main(["fit", one, two, one, "--out", str(tmp_path)]) == 0  # the first file given twice
+    result = json.loads((tmp_path / "ratings.json").read_text(encoding="utf-8"))
+    assert result["n_votes"] == 64 and result["n_voters"] == 4 and result["ties"] == 0.25
+    assert result["sets"][0] == "real" and set(result["sets"]) == {"real", "z", "ŷ"}
+    real, z, y_hat = (result["sets"].index(name) for name in ("real", "z", "ŷ"))
+    assert result["win_shares"][real][z] == 0.75 and result["win_shares"][z][y_hat] == 0.5
+    assert result["win_shares"][real][y_hat] is None
+    # 36 to 12 wins, with half a win more on either side
+    assert result["ratings"][real] - result["ratings"][z] == pytest.approx(math.log(36.5 / 12.5), abs=1e-6)
+    for rating, (low, high) in zip(result["ratings"], result["intervals"], strict=True):
+        assert low <= rating <= high
+    printed = capsys.readouterr().out
+    assert "75%" in printed and "25% ties" in printed
+    with Image.open(tmp_path / "ratings.png") as image:
+        assert len(image.convert("RGB").getcolors(100_000)) > 10
+    text = (tmp_path / "ratings.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 1 and "75%" in text and "ŷ" in text and "nan" not in text
+
+
+@pytest.mark.parametrize("votes, words", [
+    ([("a", "b", "both", 1, 1)], "line 2: choice must be left, right or tie, got 'both'"),
+    ([], "no votes"),
+    ([("a", "b", "left", 1, 1), ("c", "d", "left", 1, 2)], "not linked"),
+])
+def test_bad_votes_end_in_one_line(tmp_path, capsys, votes, words):
+    assert study.main(["fit", write_votes(tmp_path / "v.csv", votes), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("study.py: error: ") and words in error and error.count("\n") == 1
+
+
+def test_votes_of_another_study_or_without_key_are_refused(page, tmp_path, capsys):
+    out, key, data = page
+    left, right = data["pairs"][0]
+    columns = ("study", "voter", "pair", "left", "right", "choice")
+    other = write_votes(tmp_path / "v.csv", [("another", "me", 0, left, right, "left")], columns)
+    assert study.main(["fit", other, "--key", str(out / "key.json"), "--out", str(tmp_path)]) == 2
+    assert "study 'another'" in capsys.readouterr().err
+    assert study.main(["fit", other, "--key", "nowhere.json", "--out", str(tmp_path)]) == 2
+    assert "no key at nowhere.json" in capsys.readouterr().err
+    assert study.main(["fit", "absent.csv", "--out", str(tmp_path)]) == 2
+    assert "absent.csv" in capsys.readouterr().err
