@@ -491,13 +491,21 @@ def _mask_figures(m):
 
 
 def save_checkpoint(path, state):
-    """Write a checkpoint so that `path` holds either the old one or the whole new one, never a part."""
+    """Write a checkpoint so that `path` holds either the old one or the whole new one, never a part.
+
+    Raises OSError, in one line, if it cannot be written; the old one is then as it was.
+    """
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as f:
-        torch.save(state | {"format": CHECKPOINT_FORMAT}, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(state | {"format": CHECKPOINT_FORMAT}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        if os.path.isfile(temporary):
+            os.remove(temporary)
+        raise OSError(f"cannot write {path} ({str(error).splitlines()[0]}): the one before it is kept") from error
 
 
 def load_checkpoint(path):
@@ -507,4 +515,11 @@ def load_checkpoint(path):
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "
+                         "such as best.pt, or train anew") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT or "networks" not in state:
+        raise ValueError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT} of this code")
+    return state

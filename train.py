@@ -204,6 +204,14 @@ def vgg_state(args):
                          f"{args.vgg_weights or 'the download'}): {remedy}") from error
 
 
+def held_out_crops(args):
+    """The crops to validate and to show: val/, or test/ where there is no val/; None without either."""
+    for split in ("val", "test"):
+        if os.path.isdir(os.path.join(args.dataroot, split)):
+            return Crops(args.dataroot, split, args.size)
+    return None
+
+
 def build_trainer(args, crops, device):
     """The model and its `Trainer`, on `device`; weights depend on the seed alone."""
     torch.manual_seed(args.seed)
@@ -318,8 +326,9 @@ def main(argv=None):
 def train(args, checkpoint=None):
     """The alternating loop (§3.4). `checkpoint` is that of the run to go on with. Returns the exit code."""
     device = pick_device(args.gpu)
+    torch.backends.cudnn.benchmark = True  # sizes never change
     crops = Crops(args.dataroot, "train", args.size)
-    held_out = Crops(args.dataroot, "val" if os.path.isdir(os.path.join(args.dataroot, "val")) else "test", args.size)
+    held_out = held_out_crops(args)
     dataset = UnpairedCrops(crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
     trainer = build_trainer(args, crops, device)
     best_iou = -1.0
@@ -349,8 +358,9 @@ def train(args, checkpoint=None):
         if step % args.print_freq == 0 or last:
             log_step(bar, log, terms, step)
         if (step % args.display_freq == 0 or last) and args.mode != "supervised":
-            save_samples(os.path.join(folder, "samples", f"{step:07d}.png"), trainer.averaged, held_out, device)
-        if (step % args.val_freq == 0 or last) and held_out.masks:
+            path = os.path.join(folder, "samples", f"{step:07d}.png")
+            save_samples(path, trainer.averaged, held_out or crops, device)
+        if (step % args.val_freq == 0 or last) and held_out and held_out.masks:
             figures = validate(trainer.averaged, held_out, device, args.batch_size)
             log.write({"step": step, **figures})
             bar.write(f"step {step}: IoU {figures['val_iou']:.3f}, mask area {figures['val_mask_area']:.3f}")

@@ -14,3 +14,12 @@ def vgg19_state():
         state[f"features.{index}.weight"] = torch.randn(d, c, 3, 3, generator=rng) * (2 / (9 * c)) ** 0.5
         state[f"features.{index}.bias"] = torch.randn(d, generator=rng) * 0.1
     return state
+
+
+def equal(a, b):
+    """Whether two nests of dicts, lists and tensors are equal to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

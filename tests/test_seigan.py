@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import equal
 
 import losses
 import seigan
@@ -311,14 +312,6 @@ def run_steps(trainer, start, stop):
         trainer.train_step(*images(seed=i), torch.tensor([BOX] * 2), lr_factor=1 - i / 20)
 
 
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 def test_four_and_four_steps_are_eight(tmp_path):
     whole = Trainer(tiny(), pool_size=3)
     run_steps(whole, 0, 8)
@@ -398,3 +391,33 @@ def test_no_checkpoint(tmp_path):
 def test_discriminators_too_deep_for_the_size():
     with pytest.raises(ValueError, match="size 16 is too small for discriminators of 4 layers, which need 48 px"):
         SEIGAN(**TINY | {"n_layers_D": 4})
+
+
+class Malice:
+    def __reduce__(self):
+        import os
+        return os.system, ("touch executed",)
+
+
+def test_what_is_no_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path)
+    whole = (tmp_path / "latest.pt").read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"format": 1, "networks": Malice()}, tmp_path / "malice.pt")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
+    for name in ("short", "text", "empty", "malice", "foreign"):
+        with pytest.raises(ValueError, match=f"{name}.pt is (damaged or no checkpoint|not a checkpoint of format 1)"):
+            SEIGAN.load(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_failed_save_keeps_the_checkpoint_before_it(tmp_path):
+    saved(tmp_path)
+    before = (tmp_path / "latest.pt").read_bytes()
+    (tmp_path / "latest.pt.tmp").mkdir()  # nothing can be written there
+    with pytest.raises(OSError, match="cannot write .*latest.pt .*the one before it is kept"):
+        save_checkpoint(tmp_path / "latest.pt", {})
+    assert (tmp_path / "latest.pt").read_bytes() == before

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from conftest import equal
 from PIL import Image
 
 import demo
@@ -42,14 +43,6 @@ def run(dataroot, tmp_path, capsys):
 def records(folder):
     with open(folder / "log.jsonl") as f:
         return [json.loads(line) for line in f]
-
-
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def training_state(path):
@@ -96,6 +89,14 @@ def test_demo_needs_nothing_else(run, tmp_path, monkeypatch):
     options = load_checkpoint(tmp_path / "demo" / "latest.pt")["options"]
     assert options["size"] == train.DEMO["size"] and options["dataroot"] == "datasets/demo"
     assert os.path.exists("datasets/demo/test/crops.json")
+
+
+def test_a_training_set_alone_is_enough(run, tmp_path):
+    root = tmp_path / "alone"
+    demo.write_demo(root, counts={"train": {"objects": 4, "backgrounds": 4}})
+    code, _ = run(f"--name a {SMALL}", root=root)
+    assert code == 0
+    assert not (tmp_path / "a" / "best.pt").exists() and len(os.listdir(tmp_path / "a" / "samples")) == 1
 
 
 def test_vgg_terms_train(run, tmp_path, vgg19_state):
