@@ -312,15 +312,24 @@ def main(argv=None):
     """Train as the command line says. Returns the exit code."""
     try:
         args, checkpoint = parse_args(argv)
-        if args.demo and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
-            print(f"making the demo set in {args.dataroot}")
-            demo.write_demo(args.dataroot)
+        if args.demo:
+            make_demo_set(args.dataroot)
         return train(args, checkpoint)
     except (ValueError, OSError) as error:
         # a loading process wraps its error in a traceback, whose last line it is
         message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         print(f"train.py: error: {message}", file=sys.stderr)
         return 2
+
+
+def make_demo_set(dataroot):
+    """Write the demo set, unless it is there. ValueError rather than writing into a folder that holds something else."""
+    if os.path.exists(os.path.join(dataroot, "test", "crops.json")):
+        return
+    if dataroot != DEMO["dataroot"] and os.path.exists(dataroot):
+        raise ValueError(f"--demo would write into {dataroot}, which exists and is no demo set: leave --dataroot out")
+    print(f"making the demo set in {dataroot}")
+    demo.write_demo(dataroot)
 
 
 def train(args, checkpoint=None):

@@ -91,6 +91,13 @@ def test_demo_needs_nothing_else(run, tmp_path, monkeypatch):
     assert os.path.exists("datasets/demo/test/crops.json")
 
 
+def test_demo_writes_into_no_other_set(run, tmp_path):
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    code, out = run("--demo --name a", root=tmp_path / "mine")
+    assert code == 2 and "which exists and is no demo set" in out.err
+    assert os.listdir(tmp_path / "mine" / "train") == []
+
+
 def test_a_training_set_alone_is_enough(run, tmp_path):
     root = tmp_path / "alone"
     demo.write_demo(root, counts={"train": {"objects": 4, "backgrounds": 4}})
