@@ -323,7 +323,7 @@ def main(argv=None):
 
 
 def make_demo_set(dataroot):
-    """Write the demo set, unless it is there. ValueError rather than writing into a folder that holds something else."""
+    """Write the demo set, unless it is there. ValueError rather than writing into a folder that holds other things."""
     if os.path.exists(os.path.join(dataroot, "test", "crops.json")):
         return
     if dataroot != DEMO["dataroot"] and os.path.exists(dataroot):
