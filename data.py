@@ -28,11 +28,20 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def list_images(folder):
-    """{stem: path} of the image files in `folder`, sorted by name; empty if there is no such folder."""
+    """{stem: path} of the image files in `folder`, sorted by name; empty if there is no such folder.
+
+    Hidden files are passed over. ValueError where two files have one stem.
+    """
     if not os.path.isdir(folder):
         return {}
-    names = sorted(n for n in os.listdir(folder) if n.lower().endswith(EXTENSIONS))
-    return {os.path.splitext(n)[0]: os.path.join(folder, n) for n in names}
+    names = sorted(n for n in os.listdir(folder) if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
+    images = {}
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        if stem in images:
+            raise ValueError(f"{images[stem]} and {name} have one name: names must differ before the extension")
+        images[stem] = os.path.join(folder, name)
+    return images
 
 
 def open_image(path, mode):
@@ -55,6 +64,8 @@ def load_image(path, size):
 def load_mask(path, size):
     """A mask file, antialiased to size x size px, then cut at ½ -> (1, size, size) of 0 and 1, 1 = object (void: 0)."""
     mask = open_image(path, "L")
+    if 0 < mask.getextrema()[1] < 128:
+        raise ValueError(f"the brightest value of the mask {path} is {mask.getextrema()[1]}: white, 255, is object")
     if mask.size != (size, size):
         mask = mask.resize((size, size), Image.BILINEAR)
     return (torch.from_numpy(np.array(mask))[None] > 128).float()  # 128 is void: neither object nor background
@@ -86,14 +97,17 @@ class Crops:
     def __init__(self, dataroot, split, size):
         root = os.path.join(dataroot, split)
         if not os.path.isdir(root):
-            raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/ and test/; "
+            raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/, and may hold test/; "
                                     "`python data.py --help` says how to make them")
         if os.path.exists(os.path.join(root, "unfinished.jsonl")):
             raise ValueError(f"{root} is unfinished: repeat the `python data.py` command that was making it")
         self.root, self.size = root, size
         self.objects = list_images(os.path.join(root, "objects"))
         self.backgrounds = list_images(os.path.join(root, "backgrounds"))
-        self.masks = list_images(os.path.join(root, "masks"))
+        masks = list_images(os.path.join(root, "masks"))
+        self.masks = {stem: path for stem, path in masks.items() if stem in self.objects}
+        if masks and not self.masks:
+            raise ValueError(f"no file in {os.path.join(root, 'masks')} has an object's name: masks are found by it")
         for kind in ("objects", "backgrounds"):
             if not getattr(self, kind):
                 raise FileNotFoundError(f"no images in {os.path.join(root, kind)}: expected "
@@ -212,7 +226,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if args.command == "demo":
-            demo.write_demo(args.out, args.seed)
+            demo.make_demo(args.out, args.seed)
             return 0
         return args.run(args) or 0
     except (ValueError, OSError) as error:

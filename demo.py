@@ -176,3 +176,17 @@ def write_demo(dataroot, seed=0, counts=None):
         with open(path + ".tmp", "w") as f:
             json.dump(records, f, indent=1)
         os.replace(path + ".tmp", path)
+
+
+def make_demo(dataroot, seed=0):
+    """`write_demo` for users: ValueError rather than writing into a folder that holds other things."""
+    if os.path.isdir(dataroot) and os.listdir(dataroot) and not _is_demo(dataroot):
+        raise ValueError(f"the demo set would be written into {dataroot}, which holds other things: name a new folder")
+    write_demo(dataroot, seed)
+
+
+def _is_demo(dataroot):
+    """Whether the folder holds a demo set, whole or not: every picture in it is numbered as ours are."""
+    names = [name for split in COUNTS for _, _, files in os.walk(os.path.join(dataroot, split)) for name in files]
+    return set(os.listdir(dataroot)) <= set(COUNTS) and all(
+        name in ("crops.json", "crops.json.tmp") or (len(name) == 9 and name[:5].isdigit()) for name in names)

@@ -26,12 +26,12 @@ def init_weights(net, std=0.02):
 
 
 def pad_to_multiple(image, multiple):
-    """Pad (N, C, H, W) at the right and bottom so that H and W divide by `multiple`.
+    """Pad (N, C, H, W) at the right and bottom so that H and W divide by `multiple`, and are at least twice it.
 
     Reflection where the image is larger than the padding, else its border is repeated.
     """
     height, width = image.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = (max(-side % multiple, 2 * multiple - side) for side in (height, width))
     if bottom == 0 and right == 0:
         return image
     mode = "reflect" if bottom < height and right < width else "replicate"
@@ -172,6 +172,7 @@ class EnhancementNet(nn.Module):
 
     def forward(self, z, noise):
         """z (N, 3, H, W) in [-1, 1], noise (N, 1, H, W) standard normal -> y_hat (N, 3, H, W) in [-1, 1]."""
+        # Deviation: "applied to z" is read as a residual; the noise is one channel beside z.
         out = self.unet(torch.cat([z, noise], 1))
         return torch.tanh(out) if self.direct else (z + out).clamp(-1, 1)
 

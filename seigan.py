@@ -18,7 +18,8 @@ from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationN
 
 MODES = ("seigan", "nocycle", "supervised")
 
-# λ1..λ11 (§3.4) under the names of their terms
+# λ1..λ11 (§3.4) under the names of their terms.
+# Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
 LAMBDAS = {
     "inp": 1.0,  # λ1, l_inp_GAN
     "inp2": 1.0,  # λ2, l_inp2_GAN
@@ -370,6 +371,7 @@ class Trainer:
                       for i, k in enumerate(("y_hat", "z", "x_hat", "y_hat2"))}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
         self.averaged = model
+        # Deviation: G_seg learns more slowly than the rest (lr_seg), and tests use averaged generators (ema).
         if ema:  # a second model, with the averaged generators and the very same discriminators
             self.averaged = SEIGAN(**model.config | {"lambdas": NO_VGG}).to(model.box.device)
             self.averaged.D_obj, self.averaged.D_bg = model.D_obj, model.D_bg
@@ -386,7 +388,8 @@ class Trainer:
             lr_factor: on all learning rates, the schedule's value at this step.
 
         Returns:
-            {name: detached scalar tensor}: the unweighted terms, "total", "mask_area", "mask_contrast".
+            {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg" (mode "supervised": "bce"
+            in place of them all), "mask_area", "mask_contrast".
         """
         self._set_lr(lr_factor)
         if self.model.mode == "supervised":
@@ -471,7 +474,10 @@ class Trainer:
         self.opt_D.load_state_dict(state["opt_D"])
         for name, pool in self.pools.items():
             pool.load_state_dict(state["pools"][name], device=self.model.box.device)
-        self.rng.set_state(state["rng"])
+        if state["rng"].numel() == self.rng.get_state().numel():
+            self.rng.set_state(state["rng"])
+        else:  # saved on another kind of device, whose generator differs: a new stream, the same each time
+            self.rng.manual_seed(self.rng.initial_seed() + self.step)
 
 
 def pick_device(gpu=None):
@@ -520,6 +526,7 @@ def load_checkpoint(path):
     except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "
                          "such as best.pt, or train anew") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT or "networks" not in state:
+    needed = {"format", "step", "config", "networks", "averaged"}
+    if not isinstance(state, dict) or not needed <= state.keys() or state["format"] != CHECKPOINT_FORMAT:
         raise ValueError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT} of this code")
     return state

@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,7 +25,17 @@ from tqdm import tqdm
 import demo
 from data import Crops, StepSampler, UnpairedCrops, save_image
 from metrics import iou
-from seigan import LAMBDAS, MODES, SEIGAN, VGG_TERMS, Trainer, load_checkpoint, pick_device, save_checkpoint
+from seigan import (
+    LAMBDAS,
+    MODES,
+    NOCYCLE_TERMS,
+    SEIGAN,
+    VGG_TERMS,
+    Trainer,
+    load_checkpoint,
+    pick_device,
+    save_checkpoint,
+)
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
@@ -70,11 +81,18 @@ def share(text):
     return value
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, where there is one to show."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def get_args_parser():
     """The only list of options, with their defaults and help."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train SEIGAN.", allow_abbrev=False,
                                      usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     add = parser.add_argument_group("run").add_argument
     add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
     add("--dataroot", help="folder with train/ and test/, as `python data.py` makes it")
@@ -102,7 +120,7 @@ def get_args_parser():
     add("--n_epochs", type=count, default=100, help="epochs at the full learning rate")
     add("--n_epochs_decay", type=count, default=100, help="epochs of linear decay to 0 after them")
     add("--lr", type=weight, default=2e-4, help="Adam's learning rate")
-    add("--lr_seg", type=weight, default=0.4, help="factor on it for G_seg")
+    add("--lr_seg", type=weight, default=0.4, help="factor on --lr for G_seg")
     add("--beta1", type=share, default=0.5, help="Adam's momentum")
     add("--pool_size", type=count, default=50, help="pictures in each replay pool, 0 = none")
     add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
@@ -138,6 +156,8 @@ def parse_args(argv=None):
     checkpoint = None
     if args.resume:
         checkpoint = load_checkpoint(latest_path(args))
+        if "options" not in checkpoint:
+            raise ValueError(f"{latest_path(args)} holds no options of a run of train.py, so none can go on")
         args = resumed_args(parser, argv, checkpoint["options"])
     elif os.path.exists(latest_path(args)):
         raise ValueError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
@@ -165,6 +185,9 @@ def check_args(args):
         raise ValueError(f"--size must be a multiple of 4, got {args.size}")
     if args.n_epochs + args.n_epochs_decay == 0:
         raise ValueError("--n_epochs and --n_epochs_decay are both 0: nothing to train")
+    terms = {"seigan": LAMBDAS, "nocycle": NOCYCLE_TERMS, "supervised": ()}[args.mode]
+    if terms and not any(vars(args)[f"lambda_{term}"] for term in terms):
+        raise ValueError(f"every λ that mode {args.mode} uses is 0 ({', '.join(terms)}): nothing to train")
     if args.vgg_weights and not needs_vgg(args):
         raise ValueError("--vgg_weights is given, but --lambda_bg_texture, --lambda_bg_perc and --lambda_obj_perc "
                          "are all 0: nothing would read it")
@@ -299,8 +322,11 @@ def print_options(args, parser):
         default = parser.get_default(key)
         lines.append(f"{key:>18}: {value}" + (f"  [default: {default}]" if value != default else ""))
     print("\n".join(lines))
-    revision = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
-                              capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        revision = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
+                                  capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        revision = ""
     with open(os.path.join(run_folder(args), "config.json"), "w", encoding="utf-8") as f:
         json.dump({"options": vars(args), "command": shlex.join(sys.argv), "revision": revision}, f, indent=1)
 
@@ -312,24 +338,18 @@ def main(argv=None):
     """Train as the command line says. Returns the exit code."""
     try:
         args, checkpoint = parse_args(argv)
-        if args.demo:
-            make_demo_set(args.dataroot)
+        if args.demo and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
+            print(f"making the demo set in {args.dataroot}")
+            demo.make_demo(args.dataroot)
         return train(args, checkpoint)
+    except torch.cuda.OutOfMemoryError:
+        print("train.py: error: the GPU's memory is full: lower --batch_size, --size or --ngf", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         # a loading process wraps its error in a traceback, whose last line it is
         message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         print(f"train.py: error: {message}", file=sys.stderr)
         return 2
-
-
-def make_demo_set(dataroot):
-    """Write the demo set, unless it is there. ValueError rather than writing into a folder that holds other things."""
-    if os.path.exists(os.path.join(dataroot, "test", "crops.json")):
-        return
-    if dataroot != DEMO["dataroot"] and os.path.exists(dataroot):
-        raise ValueError(f"--demo would write into {dataroot}, which exists and is no demo set: leave --dataroot out")
-    print(f"making the demo set in {dataroot}")
-    demo.write_demo(dataroot)
 
 
 def train(args, checkpoint=None):
@@ -354,45 +374,56 @@ def train(args, checkpoint=None):
     print(f"{len(dataset.objects)} objects, {len(crops.backgrounds)} backgrounds, {last_step} steps on {device}")
 
     def save(name):
+        require_finite({"weights": sum(p.detach().sum() for p in trainer.model.parameters())}, trainer.step)
         state = {"config": trainer.model.config, "options": vars(args), "best_iou": best_iou, **trainer.state_dict()}
         save_checkpoint(os.path.join(folder, name), state)
 
-    stop = catch_signals()
-    bar = tqdm(total=last_step, initial=trainer.step, disable=None, unit="step")
-    for batch in batches(dataset, args, trainer.step, last_step, device):
-        factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
-        terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
-        step, last = trainer.step, trainer.step == last_step
-        bar.update()
-        if step % args.print_freq == 0 or last:
-            log_step(bar, log, terms, step)
-        if (step % args.display_freq == 0 or last) and args.mode != "supervised":
-            path = os.path.join(folder, "samples", f"{step:07d}.png")
-            save_samples(path, trainer.averaged, held_out or crops, device)
-        if (step % args.val_freq == 0 or last) and held_out and held_out.masks:
-            figures = validate(trainer.averaged, held_out, device, args.batch_size)
-            log.write({"step": step, **figures})
-            bar.write(f"step {step}: IoU {figures['val_iou']:.3f}, mask area {figures['val_mask_area']:.3f}")
-            if figures["val_iou"] > best_iou:
-                best_iou = figures["val_iou"]
-                save("best.pt")
-        if step % args.save_latest_freq == 0 or last or stop:
-            save("latest.pt")
-        if stop:
-            print(f"stopped after step {step}, all saved: --resume goes on")
-            return 128 + stop[0]
+    if trainer.step >= last_step:
+        print(f"step {trainer.step} of {last_step} is done: more --n_epochs or --n_epochs_decay train on")
+    if args.box_prior and not crops.records:
+        print("no crops.json: the objects' boxes are not known, and --box_prior has no effect")
+    with catch_signals() as stop:
+        bar = tqdm(total=last_step, initial=trainer.step, disable=None, unit="step")
+        for batch in batches(dataset, args, trainer.step, last_step, device):
+            factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
+            terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
+            step, last = trainer.step, trainer.step == last_step
+            bar.update()
+            if step % args.print_freq == 0 or last:
+                log_step(bar, log, terms, step)
+            if (step % args.display_freq == 0 or last) and args.mode != "supervised":
+                path = os.path.join(folder, "samples", f"{step:07d}.png")
+                save_samples(path, trainer.averaged, held_out or crops, device)
+            if (step % args.val_freq == 0 or last) and held_out and held_out.masks:
+                figures = validate(trainer.averaged, held_out, device, args.batch_size)
+                log.write({"step": step, **figures})
+                bar.write(f"step {step}: IoU {figures['val_iou']:.3f}, mask area {figures['val_mask_area']:.3f}")
+                if figures["val_iou"] > best_iou:
+                    best_iou = figures["val_iou"]
+                    save("best.pt")
+            if step % args.save_latest_freq == 0 or last or stop:
+                save("latest.pt")
+            if stop:
+                print(f"stopped after step {step}, all saved: --resume goes on")
+                return 128 + stop[0]
     return 0
 
 
 def log_step(bar, log, terms, step):
     """A line of the log, and the main figures on the bar. ValueError if a term is not finite."""
+    figures = require_finite(terms, step)
+    log.write({"step": step, **figures})
+    bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
+
+
+def require_finite(terms, step):
+    """{name: scalar tensor} -> {name: float}. ValueError, naming them, if some are not finite."""
     figures = {k: v.item() for k, v in terms.items()}
     bad = [k for k, v in figures.items() if not math.isfinite(v)]
     if bad:
         raise ValueError(f"{', '.join(bad)} not finite at step {step}: lower --lr or the λ of that term; "
                          "the last checkpoint is kept")
-    log.write({"step": step, **figures})
-    bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
+    return figures
 
 
 def leave_signals(_worker):
@@ -400,17 +431,21 @@ def leave_signals(_worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextmanager
 def catch_signals():
-    """A list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
+    """Give a list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
     caught = []
 
     def handle(number, _frame):
         caught.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return caught
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

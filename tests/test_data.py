@@ -101,6 +101,27 @@ def test_broken_crops_json_is_named(tmp_path):
             Crops(tmp_path, "train", 8)
 
 
+def test_names_that_go_astray(tmp_path):
+    for kind in ("objects", "backgrounds"):
+        write(tmp_path / "train" / kind / "a.png", np.zeros((4, 4, 3)))
+    (tmp_path / "train" / "objects" / "._a.png").write_bytes(b"what a Mac leaves behind")
+    assert Crops(tmp_path, "train", 8).stems == ["a"]
+    write(tmp_path / "train" / "masks" / "m_a.png", np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="masks has an object's name"):
+        Crops(tmp_path, "train", 8)
+    write(tmp_path / "train" / "objects" / "a.jpg", np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="a.jpg and a.png have one name"):
+        Crops(tmp_path, "train", 8)
+
+
+def test_masks_of_zeros_and_ones_are_refused(tmp_path):
+    write(tmp_path / "m.png", np.eye(4))
+    with pytest.raises(ValueError, match="the brightest value of the mask .* is 1: white, 255, is object"):
+        load_mask(tmp_path / "m.png", 4)
+    write(tmp_path / "m.png", np.zeros((4, 4)))
+    assert not load_mask(tmp_path / "m.png", 4).any()
+
+
 def test_a_half_made_set_is_refused(tmp_path):
     write(tmp_path / "train" / "objects" / "a.png", np.zeros((4, 4, 3)))
     (tmp_path / "train" / "unfinished.jsonl").write_text("")
@@ -223,3 +244,7 @@ def test_demo_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "COUNTS", COUNTS)
     assert data.main(["demo", "--out", str(tmp_path / "set")]) == 0
     assert len(Crops(tmp_path / "set", "test", 64).masks) == 2
+    assert data.main(["demo", "--out", str(tmp_path / "set")]) == 0  # a demo set may be made anew
+    write(tmp_path / "set" / "train" / "objects" / "mine.png", np.zeros((4, 4, 3)))
+    assert data.main(["demo", "--out", str(tmp_path / "set")]) == 2
+    assert "which holds other things" in capsys.readouterr().err

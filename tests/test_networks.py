@@ -12,23 +12,25 @@ def noise_for(image):
     return torch.randn(len(image), 1, *image.shape[-2:])
 
 
-@pytest.mark.parametrize("n,height,width", [(1, 16, 16), (3, 16, 24), (2, 19, 33), (1, 7, 5)])
+@pytest.mark.parametrize("n,height,width", [(1, 16, 16), (3, 16, 24), (2, 19, 33), (1, 7, 5), (1, 1, 9), (2, 4, 4)])
 def test_generators_keep_any_size_and_their_range(n, height, width):
     x = torch.rand(n, 3, height, width) * 2 - 1
     m = SegmentationNet(ngf=4, n_blocks=1)(x)
     assert m.shape == (n, 1, height, width) and 0 <= m.min() and m.max() <= 1
-    for net in (InpaintingNet(4, 2), EnhancementNet(4, 2), EnhancementNet(4, 2, direct=True)):
+    for net in (InpaintingNet(4, 2), InpaintingNet(4, 5), EnhancementNet(4, 2), EnhancementNet(4, 2, direct=True)):
         out = net(x, noise_for(x))
         assert out.shape == x.shape and -1 <= out.min() and out.max() <= 1
 
 
 def test_padding_reflects_at_right_and_bottom_only():
     image = torch.arange(15.0).view(1, 1, 3, 5)
-    padded = pad_to_multiple(image, 4)
-    assert padded.shape == (1, 1, 4, 8)
+    padded = pad_to_multiple(image, 2)
+    assert padded.shape == (1, 1, 4, 6)
     assert torch.equal(padded[..., :3, :5], image)
-    assert padded[0, 0, 3].tolist() == [5, 6, 7, 8, 9, 8, 7, 6]  # row 3 mirrors row 1, columns 5-7 mirror 3-1
-    assert pad_to_multiple(image[..., :3, :4], 1).shape == (1, 1, 3, 4)
+    assert padded[0, 0, 3].tolist() == [5, 6, 7, 8, 9, 8]  # row 3 mirrors row 1, column 5 mirrors column 3
+    assert pad_to_multiple(image, 1) is image
+    tiny = pad_to_multiple(image, 8)  # at least twice the multiple: reflection cannot reach so far
+    assert tiny.shape == (1, 1, 16, 16) and tiny[0, 0, 15].tolist() == [10, 11, 12, 13, 14] + [14] * 11
 
 
 def test_initialisation():

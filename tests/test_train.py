@@ -1,6 +1,7 @@
 """train.py as users run it: options, errors in one line, files written, stopping and resuming."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,10 +93,10 @@ def test_demo_needs_nothing_else(run, tmp_path, monkeypatch):
 
 
 def test_demo_writes_into_no_other_set(run, tmp_path):
-    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
     code, out = run("--demo --name a", root=tmp_path / "mine")
-    assert code == 2 and "which exists and is no demo set" in out.err
-    assert os.listdir(tmp_path / "mine" / "train") == []
+    assert code == 2 and "which holds other things: name a new folder" in out.err
+    assert os.listdir(tmp_path / "mine") == ["photos"]
 
 
 def test_a_training_set_alone_is_enough(run, tmp_path):
@@ -118,20 +119,34 @@ def test_vgg_terms_train(run, tmp_path, vgg19_state):
 # --- resuming ---
 
 
-def test_a_stopped_run_goes_on_exactly(run, tmp_path):
-    """Killed in the middle of an epoch, between two checkpoints: the whole state and the log join without a trace."""
-    run(f"--name whole {SMALL} --pool_size 3")
-    run(f"--name cut {SMALL} --pool_size 3 --n_epochs_decay 0 --n_epochs 1")
-    state = load_checkpoint(tmp_path / "cut" / "latest.pt")
-    assert state["step"] == 4
-    # the epochs of the longer run, and lines that a kill after the checkpoint would have left behind
-    with open(tmp_path / "cut" / "log.jsonl", "a") as f:
-        f.write('{"step": 5, "total": 1}\n{"step": 6, "tot')
-    code, _ = run("--name cut --resume --n_epochs 1 --n_epochs_decay 1 --num_threads 1")
+def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
+    """Ended in the middle of an epoch, two steps after a checkpoint: state and log join without a trace."""
+    run(f"--name whole {SMALL} --pool_size 3 --print_freq 1")
+    log_step = train.log_step
+
+    def fail(bar, log, terms, step):
+        log_step(bar, log, terms, step)
+        if step == 5:
+            log.file.write('{"step": 6, "tot')  # a line cut short
+            log.file.flush()
+            raise OSError("the machine stops")
+
+    monkeypatch.setattr(train, "log_step", fail)
+    code, _ = run(f"--name cut {SMALL} --pool_size 3 --print_freq 1")
+    assert code == 2 and load_checkpoint(tmp_path / "cut" / "latest.pt")["step"] == 3
+    monkeypatch.setattr(train, "log_step", log_step)
+    code, _ = run("--name cut --resume --num_threads 1")
     assert code == 0
     assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
-    whole = [r for r in records(tmp_path / "whole") if r["step"] > 4]
-    assert whole == [r for r in records(tmp_path / "cut") if r["step"] > 4]
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_a_finished_run_can_train_longer(run, tmp_path):
+    run(f"--name a {SMALL}")
+    code, out = run("--name a --resume")
+    assert code == 0 and "step 8 of 8 is done: more --n_epochs or --n_epochs_decay train on" in out.out
+    run("--name a --resume --n_epochs_decay 2")
+    assert load_checkpoint(tmp_path / "a" / "latest.pt")["step"] == 12
 
 
 def test_interrupt_finishes_the_step_and_saves(dataroot, tmp_path):
@@ -140,11 +155,14 @@ def test_interrupt_finishes_the_step_and_saves(dataroot, tmp_path):
                "--save_latest_freq", "1000000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "a" / "log.jsonl").exists() or not records(tmp_path / "a"):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / "a" / "log.jsonl").exists() or not records(tmp_path / "a"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in err
     step = load_checkpoint(tmp_path / "a" / "latest.pt")["step"]
     assert step > 0 and f"stopped after step {step}, all saved" in out
@@ -164,6 +182,17 @@ def test_a_run_is_not_overwritten(run, tmp_path):
     code, out = run(f"--name a {SMALL}")
     assert code == 2 and "already holds a run: --resume goes on with it" in out.err
     assert (tmp_path / "a" / "latest.pt").read_bytes() == before
+
+
+def test_without_git_or_known_boxes(run, tmp_path, monkeypatch):
+    """A bare machine, and crops that somebody else cut."""
+    root = tmp_path / "plain"
+    demo.write_demo(root, counts={"train": {"objects": 4, "backgrounds": 4}})
+    os.remove(root / "train" / "crops.json")
+    monkeypatch.setenv("PATH", "")
+    code, out = run(f"--name a {SMALL}", root=root)
+    assert code == 0 and "the objects' boxes are not known, and --box_prior has no effect" in out.out
+    assert json.load(open(tmp_path / "a" / "config.json"))["revision"] == ""
 
 
 # --- the schedule ---
@@ -189,6 +218,7 @@ def test_learning_rate_schedule():
     ("--dataroot {set} --n_epochs 0 --n_epochs_decay 0", "nothing to train"),
     ("--dataroot {set} --lambda_bg_texture 1 --vgg_weights /no/file.pth", "no VGG-19 weights (FileNotFoundError from "
      "/no/file.pth): give a file with --vgg_weights PATH, or set --lambda_bg_texture, --lambda_bg_perc and"),
+    ("--dataroot {set} --mode nocycle --lambda_coarse 0 --lambda_enh 0", "every λ that mode nocycle uses is 0"),
     ("--resume", "no checkpoint at"),
     ("--name ../up --dataroot {set}", "--name must be a plain folder name, got '../up'"),
     ("--batch_size 0", "must be a whole number from 1, got 0"),
@@ -230,7 +260,7 @@ def test_every_option_is_read():
         source = f.read()
     for action in train.get_args_parser()._actions:
         if not action.dest.startswith("lambda_") and action.dest != "help":
-            assert f"args.{action.dest}" in source, action.dest
+            assert re.search(rf"args\.{action.dest}\b", source), action.dest
 
 
 def test_importing_prints_and_parses_nothing(tmp_path):
