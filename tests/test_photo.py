@@ -1,6 +1,7 @@
 """Own photographs: geometry, upsampling, edge colours, seams, every kind of image, the command line.
 
-Networks here have random weights, or are replaced by functions whose result is known.
+Networks here have random weights, or are replaced by functions whose result is known. One long file, as the library,
+its files and its command share these stand-ins and fixtures.
 """
 import csv
 import json

@@ -1,4 +1,7 @@
-"""The data commands as users type them: from images and boxes to a folder of crops, and its faults."""
+"""The data commands as users type them: from images and boxes to a folder of crops, and its faults.
+
+One long file, as all commands are tried on the same small sources, which the helpers at its top write.
+"""
 
 import argparse
 import json
