@@ -185,6 +185,11 @@ class UnpairedCrops(Dataset):
         draw = {"x": x, "y": y, "box": box}
         return draw | {"mask": mask} if self.masks else draw
 
+    def files(self, n):
+        """The pictures of draw n: paths of object and background."""
+        stems = self._pick(0, n, self.objects), self._pick(1, n, self.crops.background_stems)
+        return self.crops.objects[stems[0]], self.crops.backgrounds[stems[1]]
+
     def _pick(self, stream, n, stems):
         epoch, place = divmod(n, len(stems))
         return stems[self._order(stream, epoch, len(stems))[place]]

@@ -45,10 +45,14 @@ def read_example(crops, i):
     """Object i of `crops` with background i mod n."""
     stem = crops.stems[i]
     background = crops.background_stems[i % len(crops.background_stems)]
-    known = crops.records.get(stem, {}).get("box") is not None
-    box = crops.box(stem).double() if known else torch.full((4,), math.nan, dtype=torch.float64)
-    return Example(stem, background, crops.object(stem), crops.background(background), box,
+    return Example(stem, background, crops.object(stem), crops.background(background), read_box(crops, stem),
                    read_truth(crops, stem), crops.mask(stem))
+
+
+def read_box(crops, stem):
+    """The object's box (4,) in fractions of its crop, float64; NaN where unknown."""
+    known = crops.records.get(stem, {}).get("box") is not None
+    return crops.box(stem).double() if known else torch.full((4,), math.nan, dtype=torch.float64)
 
 
 def read_truth(crops, stem):
@@ -147,6 +151,33 @@ def measure_images(x, y, hole, images):
 
 
 # --- the loop ---
+
+
+def validate(model, crops, device="cpu", batch_size=32, num_threads=1, stopped=lambda: False):
+    """The masks alone, scored as `evaluate` scores them: {"iou", "mask_area"}, means over the objects with a true mask.
+
+    stopped: asked before each batch; where it says so, None is returned at once.
+    """
+    stems = [s for s in crops.stems if s in crops.masks]
+    scores = []
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        for i in range(0, len(stems), batch_size):
+            if stopped():
+                return None
+            part = stems[i : i + batch_size]
+            truths = pool.map(lambda stem: read_truth(crops, stem), part)
+            x = torch.stack(list(pool.map(crops.object, part))).to(device)
+            box = torch.stack([read_box(crops, stem) for stem in part])
+            m = model.segment(x, torch.where(box.isnan(), model.box.cpu(), box).to(device))[:, 0].float().cpu().numpy()
+            scores += pool.map(_mask_score, m, truths)
+    return dict(zip(("iou", "mask_area"), np.mean(scores, 0).tolist(), strict=True))
+
+
+def _mask_score(mask, truth):
+    """IoU and area of a soft mask (S, S), cut at ½ at source resolution."""
+    scored = truth.scored
+    counts = metrics.count(metrics.resample(mask, truth) >= 0.5, truth.mask == metrics.OBJECT, scored)
+    return float(metrics.ratios(counts)["iou"]), (counts[0] + counts[1]) / max(counts.sum(), 1)
 
 
 def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, folder=None,

@@ -6,7 +6,9 @@
 Images are (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object, boxes (N, 4) or (4,):
 left, top, width, height in fractions of the image. x = <O, B_x> shows an object, y = <none, B_y> does not.
 """
+import math
 import os
+import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -172,10 +174,12 @@ class SEIGAN(nn.Module):
     def _mask(self, images, box):
         """G_seg(images), kept inside the box, which is grown by `box_prior`."""
         m = self.G_seg(images)
-        if not self.box_prior:
-            return m
         # Deviation: the crop rule knows the object's box, so nothing outside it is called object.
-        return m * box_mask(box, *images.shape[-2:], grow=self.box_prior).to(m)
+        return m * self.allowed(box, m) if self.box_prior else m
+
+    def allowed(self, box, m):
+        """The pixels that masks like `m` (N, 1, H, W) may take: `box` (N, 4) grown by `box_prior`; all without one."""
+        return box_mask(box, *m.shape[-2:], grow=self.box_prior).to(m) if self.box_prior else torch.ones_like(m)
 
     def swap(self, x, y, box=None, rng=None):
         """Both swaps (§3.1): the object of x onto y, and back. Calls that do not depend on one another are
@@ -364,8 +368,8 @@ class Trainer:
         generators = [*model.G_enh.parameters(), *model.G_inp.parameters()]
         discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
         self.opt_G = torch.optim.Adam([{"params": [*model.G_seg.parameters()], "lr": lr * lr_seg},
-                                       {"params": generators, "lr": lr}], betas=(beta1, 0.999))
-        self.opt_D = torch.optim.Adam(discriminators, lr=lr, betas=(beta1, 0.999))
+                                       {"params": generators, "lr": lr}], betas=(beta1, 0.999), fused=True)
+        self.opt_D = torch.optim.Adam(discriminators, lr=lr, betas=(beta1, 0.999), fused=True)
         self.base_lr = {"G": [lr * lr_seg, lr], "D": [lr]}
         self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i)
                       for i, k in enumerate(("y_hat", "z", "x_hat", "y_hat2"))}
@@ -389,16 +393,17 @@ class Trainer:
 
         Returns:
             {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg" (mode "supervised": "bce"
-            in place of them all), "mask_area", "mask_contrast".
+            in place of them all), the figures of `mask_figures`, and "skipped": 1 if a loss or a gradient was not
+            finite, so that this update was left out (the generators' takes the discriminators' with it), else 0.
         """
         self._set_lr(lr_factor)
         if self.model.mode == "supervised":
-            log = self._supervised_step(x, box, mask)
+            log, m = self._supervised_step(x, box, mask)
         else:
-            log = self._adversarial_step(x, y, box)
+            log, m = self._adversarial_step(x, y, box)
         self.step += 1
-        self._average()
-        return log
+        self._average(log["skipped"])
+        return {k: v.detach() for k, v in log.items()} | mask_figures(m.detach(), self.model.allowed(box, m))
 
     def _adversarial_step(self, x, y, box):
         model = self.model
@@ -412,19 +417,20 @@ class Trainer:
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         self.opt_G.zero_grad()
         total.backward()
-        self.opt_G.step()
+        skipped = _step(self.opt_G, total)
 
-        # discriminators, on fakes out of the replay pools
+        # discriminators, on fakes out of the replay pools, where no NaN may live on
         model.D_obj.requires_grad_(True)
         model.D_bg.requires_grad_(True)
         fakes = {"y_hat": s.y_hat, "z": s.z, "x_hat": s.x_hat, "y_hat2": s.y_hat2}
-        fakes = {k: self.pools[k].query(fake.detach()) for k, fake in fakes.items() if fake is not None}
+        fakes = {k: self.pools[k].query(v.detach().nan_to_num()) for k, v in fakes.items() if v is not None}
         d_terms = model.discriminator_losses(x, y, fakes, self._look)
+        d_total = sum(d_terms.values())  # l_bg_disc + l_obj_disc
         self.opt_D.zero_grad()
-        sum(d_terms.values()).backward()  # l_bg_disc + l_obj_disc
-        self.opt_D.step()
+        d_total.backward()
+        skipped = _step(self.opt_D, d_total, skipped)
 
-        return {k: v.detach() for k, v in (terms | d_terms | {"total": total} | _mask_figures(s.m)).items()}
+        return terms | d_terms | {"total": total, "skipped": skipped}, s.m
 
     def _look(self, images):
         # Deviation: without it, discriminators know small sets by heart, and the mask grows or vanishes.
@@ -435,8 +441,7 @@ class Trainer:
         loss = F.binary_cross_entropy(m, mask)
         self.opt_G.zero_grad()
         loss.backward()
-        self.opt_G.step()
-        return {k: v.detach() for k, v in ({"bce": loss, "total": loss} | _mask_figures(m)).items()}
+        return {"bce": loss, "total": loss, "skipped": _step(self.opt_G, loss)}, m
 
     def _set_lr(self, factor):
         for opt, rates in ((self.opt_G, self.base_lr["G"]), (self.opt_D, self.base_lr["D"])):
@@ -444,13 +449,14 @@ class Trainer:
                 group["lr"] = rate * factor
 
     @torch.no_grad()
-    def _average(self):
+    def _average(self, skipped):
         # a shorter memory at the start, so that the average forgets the initial weights
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        rate = (1 - decay) * (1 - skipped)
         for name in GENERATORS if self.ema else ():
             average, current = self.averaged.get_submodule(name), self.model.get_submodule(name)
             for a, p in zip(average.parameters(), current.parameters(), strict=True):
-                a.lerp_(p, 1 - decay)
+                a.lerp_(p, rate)
 
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""
@@ -490,10 +496,30 @@ def pick_device(gpu=None):
     return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
 
 
-def _mask_figures(m):
-    """Mean area, and contrast 2·mean|m - ½| (1 = all values 0 or 1): a collapsed mask shows in them."""
-    m = m.detach()
-    return {"mask_area": m.mean(), "mask_contrast": 2 * (m - 0.5).abs().mean()}
+def _step(optimizer, loss, skipped=None):
+    """`optimizer.step()`, unless `loss` or a gradient is not finite or `skipped` is 1. Returns a scalar, 1 if skipped.
+
+    The decision stays on the device: no step waits for its outcome.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf)
+    bad = (~torch.isfinite(norm + loss.detach())).float()
+    optimizer.found_inf = bad if skipped is None else torch.maximum(bad, skipped)  # fused optimisers heed it
+    optimizer.step()
+    return optimizer.found_inf
+
+
+def mask_figures(m, allowed):
+    """What shows a collapsed mask: {name: scalar tensor}.
+
+    m: (N, 1, H, W) in [0, 1], 1 = object; allowed: likewise, the pixels that a mask may take.
+
+    mask_area: mean of m; mask_contrast: 2·mean|m - ½|, 1 = all values 0 or 1; mask_fill: share of the allowed pixels
+    at ½ or more; mask_spread: standard deviation of a pixel over the batch, averaged (NaN for one picture).
+    """
+    return {"mask_area": m.mean(), "mask_contrast": 2 * (m - 0.5).abs().mean(),
+            "mask_fill": (m >= 0.5).sum() / (allowed >= 0.5).sum().clamp(min=1),
+            "mask_spread": m.std(0, correction=0).mean() if len(m) > 1 else m.new_tensor(math.nan)}
 
 
 def save_checkpoint(path, state):
@@ -508,10 +534,21 @@ def save_checkpoint(path, state):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path) or ".")
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         if os.path.isfile(temporary):
             os.remove(temporary)
         raise OSError(f"cannot write {path} ({str(error).splitlines()[0]}): the one before it is kept") from error
+
+
+def _sync_folder(folder):
+    """Make a rename in `folder` outlast a power cut, where the system can (Windows opens no folders)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def load_checkpoint(path):
@@ -522,6 +559,9 @@ def load_checkpoint(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "

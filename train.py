@@ -4,18 +4,20 @@
     python train.py --dataroot datasets/dogs --name dogs   # crops that data.py made, on the first GPU if there is one
     python train.py --name dogs --resume                   # go on where it stopped, exactly
 
-Writes CHECKPOINTS_DIR/NAME/: config.json, log.jsonl (every term), samples/*.png, latest.pt and, where there
-are masks to validate on, best.pt. Then `python test.py --name NAME`.
+Writes CHECKPOINTS_DIR/NAME/: config.json, log.jsonl (every term), samples/*.png, latest.pt, the one before it as
+step_*.pt and, where there are masks to validate on, best.pt. Then `python test.py --name NAME`.
+
+Exit codes: 0 done, 2 an error, 124 --max_minutes are over, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 import argparse
 import json
 import math
 import os
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,7 +26,19 @@ from tqdm import tqdm
 
 import demo
 from data import Crops, StepSampler, UnpairedCrops, save_image
-from metrics import iou
+from evaluation import validate
+from runs import (
+    COLLAPSES,
+    Checkpoints,
+    CollapseWatch,
+    Lock,
+    Log,
+    Meter,
+    SkippedSteps,
+    catch_signals,
+    leave_signals,
+    previous,
+)
 from seigan import (
     LAMBDAS,
     MODES,
@@ -34,7 +48,6 @@ from seigan import (
     Trainer,
     load_checkpoint,
     pick_device,
-    save_checkpoint,
 )
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
@@ -43,7 +56,9 @@ DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, n_l
             no_diffaug=True, n_epochs=9, n_epochs_decay=7)
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
-             "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq"}
+             "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
+             "on_write_error", "on_collapse", "collapse_steps", "max_skipped"}
+RESTARTS = 3  # times that --on_collapse restart begins anew
 
 
 # --- options ---
@@ -102,6 +117,8 @@ def get_args_parser():
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
     add("--seed", type=count, default=0, help="of weights, order, flips, noise and pools")
     add("--num_threads", type=count, default=2, help="processes that load pictures, 0 = none but this")
+    add("--deterministic", action="store_true", help="repeatable to the bit on a GPU too, where it costs time")
+    add("--max_minutes", type=weight, help="minutes after which to save and stop, with exit code 124")
 
     add = parser.add_argument_group("model").add_argument
     add("--mode", choices=MODES, default="seigan", help="nocycle = λ8, λ9 alone; supervised = G_seg on true masks")
@@ -114,6 +131,8 @@ def get_args_parser():
     add("--head_bias", type=float, default=-2.0, help="G_seg's initial bias before the sigmoid")
     add("--enh_direct", action="store_true", help="G_enh gives the picture, not a residual on z")
     add("--box_prior", type=weight, default=1.1, help="keep masks in the object's box grown by this factor, 0 = not")
+    add("--no-box_prior", "--no_box_prior", dest="box_prior", action="store_const", const=0.0,
+        default=argparse.SUPPRESS, help="--box_prior 0, the paper's form")
 
     add = parser.add_argument_group("training").add_argument
     add("--batch_size", type=positive_int, default=8, help="pictures of each kind in a step")
@@ -138,6 +157,14 @@ def get_args_parser():
     add("--display_freq", type=positive_int, default=500, help="steps between sample grids")
     add("--save_latest_freq", type=positive_int, default=500, help="steps between checkpoints")
     add("--val_freq", type=positive_int, default=500, help="steps between validations")
+    add("--keep", type=count, default=1, help="checkpoints before the latest to keep")
+    add("--on_write_error", choices=("continue", "stop"), default="continue",
+        help="what to do when a file cannot be written, the disk being full, say; the last step's must be")
+    add("--on_collapse", choices=("warn", "stop", "restart"), default="warn",
+        help="when masks stay empty, full or all the same; restart = anew, with the next seed and --lambda_coarse and "
+             "--lambda_enh x 1.5 if empty, / 1.5 if full")
+    add("--collapse_steps", type=positive_int, default=1000, help="steps that this takes")
+    add("--max_skipped", type=positive_int, default=10, help="steps in a row with losses not finite that end the run")
     return parser
 
 
@@ -155,7 +182,7 @@ def parse_args(argv=None):
         raise ValueError(f"--name must be a plain folder name, got {args.name!r}")
     checkpoint = None
     if args.resume:
-        checkpoint = load_checkpoint(latest_path(args))
+        checkpoint = latest_checkpoint(args)
         if "options" not in checkpoint:
             raise ValueError(f"{latest_path(args)} holds no options of a run of train.py, so none can go on")
         args = resumed_args(parser, argv, checkpoint["options"])
@@ -164,6 +191,16 @@ def parse_args(argv=None):
                          "another --name begins a new one")
     check_args(args)
     return args, checkpoint
+
+
+def latest_checkpoint(args):
+    """The checkpoint of the run to go on with. ValueError, which names the one before it, if it cannot be read."""
+    try:
+        return load_checkpoint(latest_path(args))
+    except ValueError as error:
+        older = previous(run_folder(args))
+        remedy = f"; the one before it, {os.path.basename(older[0])}, can be renamed latest.pt" if older else ""
+        raise ValueError(f"{error}{remedy}") from error
 
 
 def resumed_args(parser, argv, saved):
@@ -267,40 +304,6 @@ def batches(dataset, args, start, stop, device):
 # --- watching a run ---
 
 
-class Log:
-    """log.jsonl, one line a record; a resumed run drops what lies after its checkpoint."""
-
-    def __init__(self, path, step):
-        kept = []
-        if step and os.path.exists(path):
-            with open(path, encoding="utf-8") as f:
-                kept = [line for line in f if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        with open(path + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(kept)
-        os.replace(path + ".tmp", path)
-        self.file = open(path, "a", encoding="utf-8")
-
-    def write(self, record):
-        """Append a dict; tensors of one element and numbers are written to 6 digits."""
-        record = {k: v if k == "step" else float(f"{float(v):.6g}") for k, v in record.items()}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-
-
-@torch.no_grad()
-def validate(model, crops, device, batch_size):
-    """Mean IoU of masks at crop size, and their mean area, over the crops that have a true mask."""
-    stems = [stem for stem in crops.stems if stem in crops.masks]
-    scores, areas = [], []
-    for i in range(0, len(stems), batch_size):
-        part = stems[i : i + batch_size]
-        m = model.segment(torch.stack([crops.object(s) for s in part]).to(device),
-                          torch.stack([crops.box(s) for s in part]).to(device))
-        scores.append(iou(m.cpu(), torch.stack([crops.mask(s) for s in part])))
-        areas.append(m.mean((1, 2, 3)).cpu())
-    return {"val_iou": torch.cat(scores).mean().item(), "val_mask_area": torch.cat(areas).mean().item()}
-
-
 @torch.no_grad()
 def save_samples(path, model, crops, device, rows=8):
     """A grid of the first crops, always the same: columns x, m, z, ŷ, x̂, y, m̂, x̂̂, ŷ̂ (as far as the mode has them)."""
@@ -331,6 +334,139 @@ def print_options(args, parser):
         json.dump({"options": vars(args), "command": shlex.join(sys.argv), "revision": revision}, f, indent=1)
 
 
+# --- the run ---
+
+
+class Run:
+    """All that a training consists of: data, trainer, folder, and what is watched, as options and checkpoint say."""
+
+    def __init__(self, args, checkpoint=None):
+        self.args, self.folder, self.device = args, run_folder(args), pick_device(args.gpu)
+        self.crops = Crops(args.dataroot, "train", args.size)
+        self.held_out = held_out_crops(args)
+        self.dataset = UnpairedCrops(self.crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
+        self.trainer = build_trainer(args, self.crops, self.device)
+        self.steps_per_epoch = max(1, len(self.dataset.objects) // args.batch_size)
+        self.last_step = self.steps_per_epoch * (args.n_epochs + args.n_epochs_decay)
+        self.best_iou, self.validated = -1.0, 0  # the best IoU so far, the step of the last validation
+        self.skips = SkippedSteps(args.max_skipped, self.files)
+        self.watch = CollapseWatch(args.collapse_steps)
+        if checkpoint:
+            self.trainer.load_state_dict(checkpoint)
+            self.best_iou, self.validated = checkpoint["best_iou"], checkpoint["validated"]
+            self.skips.load_state_dict(checkpoint["skips"])
+            self.watch.load_state_dict(checkpoint["watch"])
+
+        os.makedirs(os.path.join(self.folder, "samples"), exist_ok=True)
+        self.lock = Lock(self.folder)
+        print_options(args, get_args_parser())
+        self.log = Log(os.path.join(self.folder, "log.jsonl"), self.trainer.step)
+        self.checkpoints = Checkpoints(self.folder, args.keep, self.trainer.step)
+        self.meter = Meter()
+        self.bar = tqdm(total=self.last_step, initial=self.trainer.step, disable=None, unit="step")
+
+    def close(self):
+        """Let go of the folder."""
+        self.bar.close()
+        self.log.file.close()
+        self.lock.release()
+
+    def due(self, every):
+        """Whether something that is done each `every` steps, and after the last, is due now."""
+        return self.trainer.step % every == 0 or self.trainer.step == self.last_step
+
+    def files(self, step):
+        """The pictures of a step, as text."""
+        draws = range((step - 1) * self.args.batch_size, step * self.args.batch_size)
+        return ", ".join(os.path.relpath(path, self.args.dataroot) for n in draws for path in self.dataset.files(n))
+
+    def save(self, name="latest.pt"):
+        """Write a checkpoint. ValueError, and nothing is written, if a weight is not finite."""
+        step, model = self.trainer.step, self.trainer.model
+        self.skips.check(self.bar.write)
+        if not torch.isfinite(sum(p.detach().sum() for p in model.parameters())):
+            raise ValueError(f"a weight is not finite at step {step}: lower --lr; the last checkpoint is good")
+        state = {"config": model.config, "options": vars(self.args), "best_iou": self.best_iou,
+                 "validated": self.validated, "skips": self.skips.state_dict(), "watch": self.watch.state_dict()}
+        return self.checkpoints.save(state | self.trainer.state_dict(), name)
+
+    def write(self, action, *args):
+        """Whether `action(*args)` could write what it writes; if not, OSError where the run is told to stop."""
+        try:
+            action(*args)
+            return True
+        except OSError as error:
+            if self.args.on_write_error == "stop":
+                raise
+            self.bar.write(f"train.py: warning: {error}: going on without it (--on_write_error stop ends the run)",
+                           file=sys.stderr)
+            return False
+
+    def log_step(self, terms):
+        """A line of the log, the main figures on the bar, and a look at what may go wrong."""
+        step, args = self.trainer.step, self.args
+        self.skips.check(self.bar.write)
+        figures = {k: v.item() for k, v in terms.items() if k != "skipped"}
+        rate = args.lr * lr_factor(step - 1, self.steps_per_epoch, args.n_epochs, args.n_epochs_decay)
+        self.write(self.log.write, {"step": step, **figures, "lr": rate, "skipped": self.skips.total,
+                                    **self.meter.read(args.batch_size)})
+        self.bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
+        kind = self.watch.add(step, figures["mask_fill"], figures["mask_spread"])
+        if kind:
+            message = f"step {step}: " + COLLAPSES[kind].format(args.collapse_steps)
+            if args.on_collapse == "warn":
+                self.bar.write(f"train.py: warning: {message}", file=sys.stderr)
+            elif args.on_collapse == "stop":
+                self.save()
+                raise ValueError(f"{message} (all saved)")
+            else:
+                raise Collapse(kind, message)
+
+    def validate(self, signals):
+        """IoU on the held-out masks at source resolution, and best.pt. A signal ends it; a resume makes up for it."""
+        step, trainer = self.trainer.step, self.trainer
+        figures = validate(trainer.averaged, self.held_out, self.device, self.args.batch_size, stopped=lambda: signals)
+        if figures is None:
+            return
+        self.validated = step
+        self.write(self.log.write, {"step": step, **{f"val_{k}": v for k, v in figures.items()}})
+        self.bar.write(f"step {step}: IoU {figures['iou']:.3f}, mask area {figures['mask_area']:.3f}")
+        if figures["iou"] > self.best_iou:
+            before, self.best_iou = self.best_iou, figures["iou"]
+            if not self.write(self.save, "best.pt"):
+                self.best_iou = before
+
+    def save_samples(self):
+        """samples/STEP.png. Mode supervised has nothing to show there."""
+        if self.args.mode != "supervised":
+            path = os.path.join(self.folder, "samples", f"{self.trainer.step:07d}.png")
+            self.write(save_samples, path, self.trainer.averaged, self.held_out or self.crops, self.device)
+
+    def put_aside(self):
+        """Move what the run wrote to a folder collapsed_1, _2, ... within its own. ValueError after `RESTARTS`."""
+        tries = sum(name.startswith("collapsed_") for name in os.listdir(self.folder))
+        if tries == RESTARTS:
+            raise ValueError(f"the masks have collapsed in {RESTARTS + 1} runs: this takes other λs than a restart "
+                             "tries; see docs/training.md")
+        aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
+        os.makedirs(aside)
+        for name in os.listdir(self.folder):
+            if name != ".lock" and not name.startswith("collapsed_"):
+                shutil.move(os.path.join(self.folder, name), aside)
+        return aside
+
+
+class Collapse(Exception):  # noqa: N818 - it ends no program
+    """Raised to begin anew: kind of COLLAPSES, message."""
+
+
+def restarted(args, kind):
+    """The options of a new try after a collapse: the next seed, and λ8 and λ9 moved against it."""
+    factor = {"empty": 1.5, "full": 1 / 1.5, "constant": 1.0}[kind]
+    changed = {key: vars(args)[key] * factor for key in ("lambda_coarse", "lambda_enh")}
+    return argparse.Namespace(**vars(args) | changed | {"seed": args.seed + 1})
+
+
 # --- the loop ---
 
 
@@ -353,99 +489,62 @@ def main(argv=None):
 
 
 def train(args, checkpoint=None):
-    """The alternating loop (§3.4). `checkpoint` is that of the run to go on with. Returns the exit code."""
-    device = pick_device(args.gpu)
-    torch.backends.cudnn.benchmark = True  # sizes never change
-    crops = Crops(args.dataroot, "train", args.size)
-    held_out = held_out_crops(args)
-    dataset = UnpairedCrops(crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
-    trainer = build_trainer(args, crops, device)
-    best_iou = -1.0
-    if checkpoint:
-        trainer.load_state_dict(checkpoint)
-        best_iou = checkpoint["best_iou"]
+    """Train until the last step, or until a signal, a limit or a collapse ends it.
 
-    folder = run_folder(args)
-    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
-    print_options(args, get_args_parser())
-    log = Log(os.path.join(folder, "log.jsonl"), trainer.step)
-    steps_per_epoch = max(1, len(dataset.objects) // args.batch_size)
-    last_step = steps_per_epoch * (args.n_epochs + args.n_epochs_decay)
-    print(f"{len(dataset.objects)} objects, {len(crops.backgrounds)} backgrounds, {last_step} steps on {device}")
+    `checkpoint` is that of the run to go on with. Returns the exit code.
+    """
+    limit = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
+    torch.backends.cudnn.benchmark = not args.deterministic  # sizes never change
+    torch.use_deterministic_algorithms(args.deterministic)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    while True:
+        run = Run(args, checkpoint)
+        try:
+            with catch_signals() as signals:
+                return loop(run, signals, limit)
+        except Collapse as collapse:
+            kind, message = collapse.args
+            run.close()
+            print(f"train.py: warning: {message}; beginning anew, {run.put_aside()} keeps this try", file=sys.stderr)
+            args, checkpoint = restarted(args, kind), None
+        finally:
+            run.close()
 
-    def save(name):
-        require_finite({"weights": sum(p.detach().sum() for p in trainer.model.parameters())}, trainer.step)
-        state = {"config": trainer.model.config, "options": vars(args), "best_iou": best_iou, **trainer.state_dict()}
-        save_checkpoint(os.path.join(folder, name), state)
 
-    if trainer.step >= last_step:
-        print(f"step {trainer.step} of {last_step} is done: more --n_epochs or --n_epochs_decay train on")
-    if args.box_prior and not crops.records:
+def loop(run, signals, limit):
+    """The alternating loop (§3.4). Returns the exit code."""
+    args, trainer = run.args, run.trainer
+    print(f"{len(run.dataset.objects)} objects, {len(run.crops.backgrounds)} backgrounds, {run.last_step} steps on "
+          f"{run.device}")
+    if trainer.step >= run.last_step:
+        print(f"step {trainer.step} of {run.last_step} is done: more --n_epochs or --n_epochs_decay train on")
+    if args.box_prior and not run.crops.records:
         print("no crops.json: the objects' boxes are not known, and --box_prior has no effect")
-    with catch_signals() as stop:
-        bar = tqdm(total=last_step, initial=trainer.step, disable=None, unit="step")
-        for batch in batches(dataset, args, trainer.step, last_step, device):
-            factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
-            terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
-            step, last = trainer.step, trainer.step == last_step
-            bar.update()
-            if step % args.print_freq == 0 or last:
-                log_step(bar, log, terms, step)
-            if (step % args.display_freq == 0 or last) and args.mode != "supervised":
-                path = os.path.join(folder, "samples", f"{step:07d}.png")
-                save_samples(path, trainer.averaged, held_out or crops, device)
-            if (step % args.val_freq == 0 or last) and held_out and held_out.masks:
-                figures = validate(trainer.averaged, held_out, device, args.batch_size)
-                log.write({"step": step, **figures})
-                bar.write(f"step {step}: IoU {figures['val_iou']:.3f}, mask area {figures['val_mask_area']:.3f}")
-                if figures["val_iou"] > best_iou:
-                    best_iou = figures["val_iou"]
-                    save("best.pt")
-            if step % args.save_latest_freq == 0 or last or stop:
-                save("latest.pt")
-            if stop:
-                print(f"stopped after step {step}, all saved: --resume goes on")
-                return 128 + stop[0]
+    validates = bool(run.held_out and run.held_out.masks)
+    if validates and trainer.step and run.due(args.val_freq) and run.validated != trainer.step:
+        run.validate(signals)  # which a signal cut short
+
+    for batch in run.meter.wait(batches(run.dataset, args, trainer.step, run.last_step, run.device)):
+        factor = lr_factor(trainer.step, run.steps_per_epoch, args.n_epochs, args.n_epochs_decay)
+        terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
+        run.bar.update()
+        run.skips.add(trainer.step, terms)
+        if run.due(args.print_freq):
+            run.log_step(terms)
+        if run.due(args.display_freq):
+            run.save_samples()
+        if run.due(args.val_freq) and validates:
+            run.validate(signals)
+        ends = trainer.step == run.last_step or signals or time.monotonic() > limit
+        if ends:
+            run.save()
+        elif run.due(args.save_latest_freq):
+            run.write(run.save)
+        if ends and trainer.step < run.last_step:
+            print(f"stopped after step {trainer.step}, all saved: --resume goes on")
+            return 128 + signals[0] if signals else 124
     return 0
-
-
-def log_step(bar, log, terms, step):
-    """A line of the log, and the main figures on the bar. ValueError if a term is not finite."""
-    figures = require_finite(terms, step)
-    log.write({"step": step, **figures})
-    bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
-
-
-def require_finite(terms, step):
-    """{name: scalar tensor} -> {name: float}. ValueError, naming them, if some are not finite."""
-    figures = {k: v.item() for k, v in terms.items()}
-    bad = [k for k, v in figures.items() if not math.isfinite(v)]
-    if bad:
-        raise ValueError(f"{', '.join(bad)} not finite at step {step}: lower --lr or the λ of that term; "
-                         "the last checkpoint is kept")
-    return figures
-
-
-def leave_signals(_worker):
-    """Let Ctrl-C, which a terminal sends to every process, end the loading processes with the main one alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def catch_signals():
-    """Give a list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
-    caught = []
-
-    def handle(number, _frame):
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,17 @@ from conftest import equal
 
 import losses
 import seigan
-from seigan import GENERATORS, LAMBDAS, SEIGAN, Trainer, box_mask, load_checkpoint, paste_coarse, save_checkpoint
+from seigan import (
+    GENERATORS,
+    LAMBDAS,
+    NO_VGG,
+    SEIGAN,
+    Trainer,
+    box_mask,
+    load_checkpoint,
+    paste_coarse,
+    save_checkpoint,
+)
 
 BOX = (0.125, 0.125, 0.75, 0.75)
 TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
@@ -171,7 +181,8 @@ def test_total_is_the_weighted_sum_and_only_weighted_terms_are_computed():
     lambdas = {"inp": 1.5, "inp2": 0.0, "bg_mae": 7.0, "id_bg": 0.5}
     trainer = Trainer(tiny(lambdas=dict.fromkeys(LAMBDAS, 0.0) | lambdas))
     log = trainer.train_step(*images(), torch.tensor([BOX] * 2))
-    assert set(log) == {"inp", "bg_mae", "id_bg", "total", "D_obj", "D_bg", "mask_area", "mask_contrast"}
+    assert set(log) == {"inp", "bg_mae", "id_bg", "total", "D_obj", "D_bg", "mask_area", "mask_contrast", "mask_fill",
+                        "mask_spread", "skipped"}
     assert log["total"].item() == pytest.approx(sum(lambdas[k] * log[k].item() for k in ("inp", "bg_mae", "id_bg")))
 
 
@@ -336,6 +347,54 @@ def test_a_state_from_another_kind_of_device():
         trainer.load_state_dict(state)
         draws.append(torch.rand(4, generator=trainer.rng))
     assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("poison", ["generators", "discriminators", "supervised"])
+def test_a_step_that_is_not_finite_changes_nothing(poison, monkeypatch):
+    """No weight, no moment of Adam, no average; the pools hold no NaN; and the next step trains again."""
+    mode = "supervised" if poison == "supervised" else "seigan"
+    trainer = Trainer(tiny(mode=mode, lambdas=NO_VGG), pool_size=2)
+    batch = (*images(), torch.tensor([BOX] * 2), (images()[0][:, :1] > 0).float())
+    trainer.train_step(*batch)
+    before = copy.deepcopy({k: v for k, v in trainer.state_dict().items() if k not in ("step", "rng", "pools")})
+    with monkeypatch.context() as patched:
+        name = {"generators": "gan_generator", "discriminators": "gan_discriminator"}.get(poison)
+        if name:
+            patched.setattr(losses, name, lambda *scores: sum(s.mean() for s in scores) * float("nan"))
+        else:
+            patched.setattr(F, "binary_cross_entropy", lambda m, mask: m.mean() / 0)
+        log = trainer.train_step(*batch)
+    assert log["skipped"] == 1 and trainer.step == 2
+    after = trainer.state_dict()
+    if poison == "discriminators":  # the generators' update came before; the discriminators' alone is left out
+        before = {k: v for k, v in before.items() if k == "opt_D"} | {
+            "networks": {k: v for k, v in before["networks"].items() if k.startswith("D_")}}
+        after = {**after, "networks": {k: v for k, v in after["networks"].items() if k.startswith("D_")}}
+    assert all(equal(before[k], after[k]) for k in before)
+    assert all(torch.isfinite(pool["images"]).all() for pool in after["pools"].values())
+    assert trainer.train_step(*batch)["skipped"] == 0
+    assert not equal(before["networks"], trainer.state_dict()["networks"])
+
+
+def test_an_infinite_gradient_is_not_applied():
+    trainer = Trainer(tiny(lambdas=NO_VGG))
+    weight = trainer.model.G_seg.head.weight
+    weight.register_hook(lambda grad: grad.fill_(float("inf")))
+    before = copy.deepcopy(trainer.state_dict()["networks"])
+    log = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    assert log["skipped"] == 1 and torch.isfinite(log["total"])
+    assert equal(before, trainer.state_dict()["networks"])
+
+
+def test_mask_figures_by_hand():
+    m = torch.tensor([[[[1.0, 0.6], [0.4, 0.0]]], [[[1.0, 0.2], [0.4, 0.0]]]])
+    allowed = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]).expand(2, -1, -1, -1)
+    figures = seigan.mask_figures(m, allowed)
+    assert figures["mask_area"] == pytest.approx(3.6 / 8)
+    assert figures["mask_contrast"] == pytest.approx(2 * (2 + 0.1 + 0.1 + 0.3 + 0.1) / 8, abs=1e-6)
+    assert figures["mask_fill"] == pytest.approx(3 / 4)  # 1, .6 and 1 of four allowed pixels
+    assert figures["mask_spread"] == pytest.approx(0.2 / 4)  # one pixel of four differs, by .2 from its mean
+    assert torch.isnan(seigan.mask_figures(m[:1], allowed[:1])["mask_spread"])
 
 
 def test_one_batch_is_learned_and_the_mask_does_not_collapse():

@@ -42,8 +42,10 @@ def run(dataroot, tmp_path, capsys):
 
 
 def records(folder):
+    """The log's lines, but for what depends on the machine's speed."""
     with open(folder / "log.jsonl") as f:
-        return [json.loads(line) for line in f]
+        lines = [json.loads(line) for line in f]
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait")} for line in lines]
 
 
 def training_state(path):
@@ -57,7 +59,8 @@ def test_a_run_writes_what_it_promises(run, tmp_path):
     code, out = run(f"--name a {SMALL}")
     assert code == 0
     folder = tmp_path / "a"
-    assert sorted(os.listdir(folder)) == ["best.pt", "config.json", "latest.pt", "log.jsonl", "samples"]
+    assert sorted(os.listdir(folder)) == [".lock", "best.pt", "config.json", "latest.pt", "log.jsonl", "samples",
+                                          "step_0000006.pt"]
     lines = records(folder)
     training, validation = [r for r in lines if "total" in r], [r for r in lines if "val_iou" in r]
     assert [r["step"] for r in training] == [2, 4, 6, 8] and [r["step"] for r in validation] == [3, 6, 8]
@@ -122,19 +125,18 @@ def test_vgg_terms_train(run, tmp_path, vgg19_state):
 def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
     """Ended in the middle of an epoch, two steps after a checkpoint: state and log join without a trace."""
     run(f"--name whole {SMALL} --pool_size 3 --print_freq 1")
-    log_step = train.log_step
+    log_step = train.Run.log_step
 
-    def fail(bar, log, terms, step):
-        log_step(bar, log, terms, step)
-        if step == 5:
-            log.file.write('{"step": 6, "tot')  # a line cut short
-            log.file.flush()
+    def fail(self, terms):
+        log_step(self, terms)
+        if self.trainer.step == 5:
+            self.log.file.write(b'{"step": 6, "tot')  # a line cut short
             raise OSError("the machine stops")
 
-    monkeypatch.setattr(train, "log_step", fail)
+    monkeypatch.setattr(train.Run, "log_step", fail)
     code, _ = run(f"--name cut {SMALL} --pool_size 3 --print_freq 1")
     assert code == 2 and load_checkpoint(tmp_path / "cut" / "latest.pt")["step"] == 3
-    monkeypatch.setattr(train, "log_step", log_step)
+    monkeypatch.setattr(train.Run, "log_step", log_step)
     code, _ = run("--name cut --resume --num_threads 1")
     assert code == 0
     assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
@@ -245,13 +247,6 @@ def test_unreadable_picture_is_named(run, tmp_path):
         code, out = run(f"--name a{workers} {SMALL} --num_threads {workers}", root=root)
         assert code == 2 and "Traceback" not in out.err
         assert "cannot read the image" in out.err and "00001.png" in out.err
-
-
-def test_a_term_that_is_not_finite_is_named(run, monkeypatch):
-    monkeypatch.setattr("losses.mae", lambda a, b: (a - b).mean() * float("nan"))
-    code, out = run(f"--name a {SMALL} --print_freq 1")
-    assert code == 2
-    assert "error: bg_mae, obj_mae, id_obj, id_bg, total not finite at step 1: lower --lr" in out.err
 
 
 def test_every_option_is_read():
