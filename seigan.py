@@ -38,6 +38,7 @@ LAMBDAS = {
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
 NOCYCLE_TERMS = ("coarse", "enh")
 GENERATORS = ("G_seg", "G_enh", "G_inp")
+NETWORKS = (*GENERATORS, "D_obj", "D_bg")
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
 CHECKPOINT_FORMAT = 1
@@ -134,6 +135,8 @@ class SEIGAN(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if len(box) != 4:
+            raise ValueError(f"box must be left, top, width, height, got {box!r}")
         unknown = set(lambdas or ()) - set(LAMBDAS)
         if unknown:
             raise ValueError(f"unknown loss terms {sorted(unknown)}; the terms are {', '.join(LAMBDAS)}")
@@ -299,16 +302,24 @@ class SEIGAN(nn.Module):
         Raises FileNotFoundError or ValueError, in one line, if there is none or it is not one of ours.
         """
         state = load_checkpoint(path)
-        model = cls(**state["config"] | {"lambdas": NO_VGG})
-        model.load_networks(state["networks"] | state["averaged"])
+        try:
+            model = cls(**state["config"] | {"lambdas": NO_VGG})
+            model.load_networks(state["networks"])
+            model.load_networks(state["averaged"], GENERATORS if state["averaged"] else ())
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} holds no model that this code can build ({type(error).__name__}: {reason}): "
+                             "take another checkpoint, or the code that wrote it") from error
         return model.to(device).eval().requires_grad_(False)
 
-    def state(self, names=(*GENERATORS, "D_obj", "D_bg")):
+    def state(self, names=NETWORKS):
         """{name: state dict} of the networks so named, by default all five."""
         return {name: self.get_submodule(name).state_dict() for name in names}
 
-    def load_networks(self, states):
-        """Load {name: state dict} into the networks so named."""
+    def load_networks(self, states, names=NETWORKS):
+        """Load {name: state dict} of exactly the networks so named, by default all five."""
+        if set(states) != set(names):
+            raise ValueError(f"needs the weights of {', '.join(names) or 'none'}, got {', '.join(states) or 'none'}")
         for name, state in states.items():
             self.get_submodule(name).load_state_dict(state)
 
@@ -475,7 +486,7 @@ class Trainer:
         self.step = state["step"]
         self.model.load_networks(state["networks"])
         if self.ema:
-            self.averaged.load_networks(state["averaged"])
+            self.averaged.load_networks(state["averaged"], GENERATORS)
         self.opt_G.load_state_dict(state["opt_G"])
         self.opt_D.load_state_dict(state["opt_D"])
         for name, pool in self.pools.items():

@@ -183,7 +183,7 @@ def parse_args(argv=None):
     checkpoint = None
     if args.resume:
         checkpoint = latest_checkpoint(args)
-        if "options" not in checkpoint:
+        if not isinstance(checkpoint.get("options"), dict):
             raise ValueError(f"{latest_path(args)} holds no options of a run of train.py, so none can go on")
         args = resumed_args(parser, argv, checkpoint["options"])
     elif os.path.exists(latest_path(args)):
@@ -198,9 +198,15 @@ def latest_checkpoint(args):
     try:
         return load_checkpoint(latest_path(args))
     except ValueError as error:
-        older = previous(run_folder(args))
-        remedy = f"; the one before it, {os.path.basename(older[0])}, can be renamed latest.pt" if older else ""
-        raise ValueError(f"{error}{remedy}") from error
+        raise ValueError(f"{error}; {older_remedy(args)}") from error
+
+
+def older_remedy(args):
+    """What to do where latest.pt is of no use."""
+    older = previous(run_folder(args))
+    if not older:
+        return "begin a new run under another --name"
+    return f"the one before it, {os.path.basename(older[0])}, can be renamed latest.pt"
 
 
 def resumed_args(parser, argv, saved):
@@ -352,10 +358,7 @@ class Run:
         self.skips = SkippedSteps(args.max_skipped, self.files)
         self.watch = CollapseWatch(args.collapse_steps)
         if checkpoint:
-            self.trainer.load_state_dict(checkpoint)
-            self.best_iou, self.validated = checkpoint["best_iou"], checkpoint["validated"]
-            self.skips.load_state_dict(checkpoint["skips"])
-            self.watch.load_state_dict(checkpoint["watch"])
+            self.load_state_dict(checkpoint)
 
         os.makedirs(os.path.join(self.folder, "samples"), exist_ok=True)
         self.lock = Lock(self.folder)
@@ -364,6 +367,17 @@ class Run:
         self.checkpoints = Checkpoints(self.folder, args.keep, self.trainer.step)
         self.meter = Meter()
         self.bar = tqdm(total=self.last_step, initial=self.trainer.step, disable=None, unit="step")
+
+    def load_state_dict(self, checkpoint):
+        """Go on from a checkpoint. ValueError, in one line, if it does not fit."""
+        try:
+            self.trainer.load_state_dict(checkpoint)
+            self.best_iou, self.validated = float(checkpoint["best_iou"]), int(checkpoint["validated"])
+            self.skips.load_state_dict(checkpoint["skips"])
+            self.watch.load_state_dict(checkpoint["watch"])
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{latest_path(self.args)} does not fit this run ({type(error).__name__}: "
+                             f"{' '.join(str(error).split())[:200]}): {older_remedy(self.args)}") from error
 
     def close(self):
         """Let go of the folder."""
