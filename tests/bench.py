@@ -1,0 +1,311 @@
+"""What a step costs, and what each option is worth, in one run on one machine.
+
+    python tests/bench.py                             # on the first GPU if there is one; minutes on a CPU
+    python tests/bench.py --gpu -1 --sizes 64 --batches 8 --parts steps
+    python tests/bench.py --parts flops               # no clock: on any machine in seconds
+
+An image is one pair x, y of a step. Steps of all rows alternate, so that what else runs on the machine slows every row
+alike; figures are medians. GFLOP are torch's count of the convolutions and matrix products, a multiplication and an
+addition being 2; "of peak" is their rate over the best that large convolutions reached in this run in that dtype.
+Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
+on a CPU the resident set of a process of its own.
+"""
+import argparse
+import inspect
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from multiprocessing import get_context
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), HERE]
+
+from literal import LiteralTrainer  # noqa: E402 - found by the line above
+
+from seigan import GENERATORS, SEIGAN, Trainer, pick_device  # noqa: E402
+
+BOX = (0.1, 0.1, 0.8, 0.8)
+PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=4)
+SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=4)
+PARTS = ("steps", "inference", "data", "startup", "flops")
+
+
+def get_args():
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+
+    def numbers(text):
+        return [int(part) for part in text.split(",")]
+
+    add("--gpu", type=int, help="number of the GPU, -1 = CPU; else the first GPU if there is one")
+    add("--sizes", type=numbers, help="sides in px; else 64,128,256 on a GPU, 64 on a CPU")
+    add("--batches", type=numbers, help="images of each kind in a step; else 1,8,32 on a GPU, 1,8 on a CPU")
+    for name in PAPER:
+        add(f"--{name}", type=int, help=f"as for train.py; else {PAPER[name]} on a GPU, {SMALL[name]} on a CPU")
+    add("--seconds", type=float, default=30.0, help="of timing for each table")
+    add("--limit", type=float, default=300.0, help="seconds after which what is left is skipped")
+    add("--rows", help="of the table of steps, separated by commas: literal, ours, or ours+OPTION; else all")
+    add("--compile", action="store_true", help="time torch.compile on a CPU too, which takes minutes to compile")
+    add("--parts", default=",".join(PARTS), help="which tables")
+    args = parser.parse_args()
+    args.device = pick_device(args.gpu)
+    on_cpu = args.device.type == "cpu"
+    args.sizes = args.sizes or ([64] if on_cpu else [64, 128, 256])
+    args.batches = args.batches or ([1, 8] if on_cpu else [1, 8, 32])
+    for name, value in (SMALL if on_cpu else PAPER).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.network = {name: getattr(args, name) for name in PAPER}
+    return args
+
+
+# --- a step ---
+
+
+def build_model(network, size, **options):
+    torch.manual_seed(0)
+    return SEIGAN(size=size, unet_downs=max(1, int(math.log2(size)) - 2), box=BOX, **network, **options)
+
+
+def pictures(size, batch, device):
+    rng = torch.Generator().manual_seed(1)
+    return (torch.rand(2, batch, 3, size, size, generator=rng) * 2 - 1).to(device).unbind()
+
+
+def build_step(row, network, size, batch, device):
+    """The step of a row, as a function without arguments that returns the log of `Trainer.train_step`."""
+    name, *options = row.split("+")
+    known = inspect.signature(Trainer).parameters
+    model = build_model(network, size).to(device)
+    x, y = pictures(size, batch, device)
+    box = torch.tensor([BOX] * batch, device=device)
+    kwargs = {"diffaug": "no_diffaug" not in options, "ema": 0.0 if "no_ema" in options else 0.999}
+    emulated = [k for k in ("amp", "channels_last", "compile") if k in options and k not in known]
+    kwargs |= {k: k in options for k in ("amp", "channels_last", "compile") if k in known}
+    if "channels_last" in emulated:
+        model = model.to(memory_format=torch.channels_last)
+        x, y = (image.contiguous(memory_format=torch.channels_last) for image in (x, y))
+    if "compile" in emulated:
+        for net in (*GENERATORS, "D_obj", "D_bg"):
+            model.get_submodule(net).compile()
+    trainer = Trainer(model, **kwargs)
+    if "no_fused" in options:
+        for group in trainer.opt_G.param_groups + trainer.opt_D.param_groups:
+            group["fused"] = False
+    trainer = LiteralTrainer(trainer) if name == "literal" else trainer
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16) if "amp" in emulated else nullcontext():
+            return trainer.train_step(x, y, box)
+    return step
+
+
+def all_rows(args):
+    on_gpu = args.device.type == "cuda"
+    default = "ours+amp" if on_gpu else "ours"
+    toggled = ["ours" if on_gpu else "ours+amp", f"{default}+channels_last", f"{default}+no_fused",
+               f"{default}+no_diffaug", f"{default}+no_ema"]
+    return ["literal", default, *toggled, *([f"{default}+compile"] if on_gpu or args.compile else [])]
+
+
+# --- clocks and meters ---
+
+
+def timed(function, device):
+    """Seconds of one call, with all that it set going on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def medians(functions, seconds, device):
+    """{name: function} -> {name: median seconds}, of calls by turns for `seconds`, at least three of each."""
+    times, end = {name: [] for name in functions}, time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+        for name, function in functions.items():
+            times[name].append(timed(function, device))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def attainable_rate(device, dtype):
+    """FLOP/s of the best of some large 3x3 convolutions, forwards."""
+    best, (n, side) = 0.0, (8, 64) if device.type == "cpu" else (64, 64)
+    with torch.no_grad():
+        for channels in (64, 128, 256) if device.type == "cpu" else (128, 256, 512):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(n, channels, side, side, device=device, dtype=dtype).contiguous(memory_format=layout)
+                conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
+                conv = conv.to(memory_format=layout)
+                seconds = min(timed(lambda conv=conv, x=x: conv(x), device) for _ in range(8))
+                best = max(best, 2 * 9 * channels**2 * n * side**2 / seconds)
+    return best
+
+
+def count_flops(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak_resident(row, network, size, batch):
+    """Bytes that four steps add at their peak to a new process that has imported torch (Linux counts in KiB)."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = build_step(row, network, size, batch, torch.device("cpu"))
+    for _ in range(4):
+        step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def prepared(row, args, size, batch):
+    """Build and warm a row. Returns (step, FLOP, bytes); the step is None where it does not fit the GPU."""
+    device = args.device
+    if device.type == "cpu":
+        step = build_step(row, args.network, size, batch, device)
+        flops = count_flops(step)
+        with get_context("spawn").Pool(1) as pool:
+            return step, flops, pool.apply(peak_resident, (row, args.network, size, batch))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        step = build_step(row, args.network, size, batch, device)
+        flops = 0 if "compile" in row else count_flops(step)
+        for _ in range(5):
+            step()
+        return step, flops, torch.cuda.max_memory_allocated(device) - before
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None, 0, 0
+
+
+# --- the tables ---
+
+
+def print_steps(args, size, batch, peaks):
+    rows, steps, costs = args.rows.split(",") if args.rows else all_rows(args), {}, {}
+    for row in rows:
+        step, *costs[row] = prepared(row, args, size, batch)
+        if step is not None:
+            steps[row] = step
+    seconds = medians(steps, args.seconds, args.device)
+    flops = {row: cost[0] for row, cost in costs.items()}
+    print(f"\n| step, {size} px, batch {batch} | images/s | x literal | GFLOP/image | of peak | memory, MiB |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        if row not in steps:
+            print(f"| {row} | out of memory | | | | |")
+            continue
+        flop = flops[row] or flops.get(row.replace("+compile", ""), 0)
+        peak = peaks["bfloat16" if "amp" in row else "float32"]
+        ratio = f"{seconds['literal'] / seconds[row]:.2f}" if "literal" in steps else ""
+        print(f"| {row} | {batch / seconds[row]:.1f} | {ratio} | {flop / batch / 1e9:.1f} | "
+              f"{100 * flop / seconds[row] / peak:.0f} % | {costs[row][1] / 2**20:.0f} |", flush=True)
+
+
+def print_inference(args, size, batch, _peaks):
+    model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
+    x, y = pictures(size, batch, args.device)
+    calls = {"segment": lambda: model.segment(x), "remove": lambda: model.remove(x), "paste": lambda: model.paste(x, y)}
+    seconds = medians(calls, args.seconds / 4, args.device)
+    print(f"\ninference, {size} px, batch {batch}, images/s: "
+          + ", ".join(f"{name} {batch / s:.1f}" for name, s in seconds.items()), flush=True)
+
+
+def print_data(args):
+    """The share of a run's time that the loop waits for pictures."""
+    import demo
+    from data import Crops, UnpairedCrops
+    from train import batches
+
+    size, batch, count = args.sizes[0], 8, 24
+    step = build_step(all_rows(args)[1], args.network, size, batch, args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        demo.write_demo(folder, counts={"train": {"objects": 200, "backgrounds": 200}})
+        dataset = UnpairedCrops(Crops(folder, "train", size))
+        for processes in (0, 2):
+            options = argparse.Namespace(batch_size=batch, num_threads=processes)
+            stream = iter(batches(dataset, options, 0, count, args.device))
+            next(stream)  # the processes start
+            waited = stepped = 0.0
+            for _ in range(count - 1):
+                waited += timed(lambda stream=stream: next(stream), args.device)
+                stepped += timed(step, args.device)
+            print(f"\ndata, demo set at {size} px, batch {batch}, {processes} loading processes: "
+                  f"{100 * waited / (waited + stepped):.1f} % of the time is waiting", flush=True)
+
+
+def print_startup():
+    seconds = {}
+    for name, words in {"import torch": ["-c", "import torch"],
+                        "train.py --help": [os.path.join(HERE, "..", "train.py"), "--help"]}.items():
+        seconds[name] = min(timed(lambda w=words: subprocess.run([sys.executable, *w], check=True, capture_output=True),
+                                  torch.device("cpu")) for _ in range(3))
+    print(f"\nstart, best of 3: train.py --help {seconds['train.py --help']:.2f} s, "
+          f"{seconds['train.py --help'] / seconds['import torch']:.2f} x import torch", flush=True)
+
+
+def print_flops():
+    """What one image costs, counted on tensors without contents."""
+    print("\n| GFLOP an image | px | G_seg | G_enh | G_inp | D | step |\n|---|---|---|---|---|---|---|")
+    for name, network in (("paper's sizes", PAPER), ("small", SMALL)):
+        for size in (64, 128, 256):
+            model = build_model(network, size).to("meta")
+            x, y, noise = (torch.empty(1, c, size, size, device="meta") for c in (3, 3, 1))
+            calls = [lambda m=model, x=x: m.G_seg(x), lambda m=model, x=x, e=noise: m.G_enh(x, e),
+                     lambda m=model, x=x, e=noise: m.G_inp(x, e), lambda m=model, x=x: m.D_obj(x),
+                     lambda m=model, x=x, y=y: both_passes(m, x, y)]
+            print(f"| {name} | {size} | " + " | ".join(f"{count_flops(f) / 1e9:.2f}" for f in calls) + " |", flush=True)
+
+
+def both_passes(model, x, y):
+    """Forwards and backwards of a step, without optimisers and pools."""
+    discriminators = (model.D_obj, model.D_bg)
+    for net in discriminators:
+        net.requires_grad_(False)
+    s = model.swap(x, y)
+    sum(model.generator_losses(x, y, s).values()).backward()
+    for net in discriminators:
+        net.requires_grad_(True)
+    fakes = {k: getattr(s, k).detach() for k in ("y_hat", "z", "x_hat", "y_hat2")}
+    sum(model.discriminator_losses(x, y, fakes).values()).backward()
+
+
+def main():
+    args = get_args()
+    parts, end = args.parts.split(","), time.perf_counter() + args.limit
+    torch.backends.cudnn.benchmark = True
+    on_cpu = args.device.type == "cpu"
+    where = f"{torch.get_num_threads()} CPU threads" if on_cpu else torch.cuda.get_device_name(args.device)
+    print(f"torch {torch.__version__}, {where}; {args.network}")
+    if not torch.cuda.is_available():
+        print("GPU: not run: no GPU")
+    peaks = {}
+    if "steps" in parts:
+        peaks = {str(dtype)[6:]: attainable_rate(args.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        print("attainable: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items()))
+    for part, table in {"steps": print_steps, "inference": print_inference}.items():
+        for size in args.sizes if part in parts else ():
+            for batch in args.batches:
+                if time.perf_counter() > end:
+                    print(f"{part}, {size} px, batch {batch}: skipped, --limit {args.limit:g} s are over")
+                    continue
+                table(args, size, batch, peaks)
+    for part, table in {"data": lambda: print_data(args), "startup": print_startup, "flops": print_flops}.items():
+        if part in parts:
+            table()
+
+
+if __name__ == "__main__":
+    main()
