@@ -22,8 +22,9 @@ from tqdm import tqdm
 import evaluation
 import quality
 import report
+from checkpoint import load_checkpoint
 from data import Crops
-from seigan import SEIGAN, load_checkpoint, pick_device
+from seigan import SEIGAN, pick_device
 
 
 def get_args_parser():

@@ -15,8 +15,9 @@ from PIL import Image
 import demo
 import evaluation
 import test as entry
+from checkpoint import save_checkpoint
 from data import Crops
-from seigan import SEIGAN, Trainer, save_checkpoint
+from seigan import SEIGAN, Trainer
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, head_bias=0.0)

@@ -8,17 +8,8 @@ from conftest import equal
 
 import losses
 import seigan
-from seigan import (
-    GENERATORS,
-    LAMBDAS,
-    NO_VGG,
-    SEIGAN,
-    Trainer,
-    box_mask,
-    load_checkpoint,
-    paste_coarse,
-    save_checkpoint,
-)
+from checkpoint import load_checkpoint, save_checkpoint
+from seigan import GENERATORS, LAMBDAS, NO_VGG, SEIGAN, Trainer, box_mask, paste_coarse
 
 BOX = (0.125, 0.125, 0.75, 0.75)
 TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
