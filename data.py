@@ -241,6 +241,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("data.py: stopped: the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -28,20 +28,20 @@ from seigan import SEIGAN, pick_device
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
-    add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
-    add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
-    add("--results_dir", default="results", help="folder for the results")
+    add("--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint (default: %(default)s)")
+    add("--checkpoints_dir", default="checkpoints", help="folder of the runs (default: %(default)s)")
+    add("--results_dir", default="results", help="folder for the results (default: %(default)s)")
     add("--dataroot", help="folder of crops (default: the one trained on)")
-    add("--split", default="test", help="part of it to evaluate")
+    add("--split", default="test", help="part of it to evaluate (default: %(default)s)")
     add("--gpu", type=int, help="number of the GPU; -1 = CPU (default: the first GPU if there is one)")
-    add("--batch_size", type=int, default=32, help="images at a time; the figures do not depend on it")
-    add("--num_threads", type=int, default=1, help="threads that read, score and write beside the networks")
-    add("--seed", type=int, default=0, help="of the noise")
-    add("--sheet_rows", type=int, default=12, help="images on the contact sheet: the first ones by name")
+    add("--batch_size", type=int, default=32, help="images at a time, no figure depends on it (default: %(default)s)")
+    add("--num_threads", type=int, default=1,
+        help="threads that read, score and write beside the networks (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add("--sheet_rows", type=int, default=12, help="images on the contact sheet, by name (default: %(default)s)")
     add("--no_images", action="store_true", help="write figures and contact sheet only, no folders of PNGs")
     add("--frechet_weights", metavar="NAME[:FILE]",
         help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
@@ -56,6 +56,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("test.py: stopped; no figures were written", file=sys.stderr)
+        return 130
     return 0
 
 
