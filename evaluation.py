@@ -256,6 +256,12 @@ def unstack(pictures, examples):
             for part, e in zip(parts, examples, strict=True)]
 
 
+def pictures_of(model, crops, stems, device="cpu", seed=0):
+    """The pictures of the objects `stems`, as `evaluate` makes them: a list of dicts {kind: uint8 array}."""
+    examples = [read_example(crops, crops.stems.index(stem)) for stem in stems]
+    return unstack(_run_batch(model, examples, device, seed, None, {})[0], examples)
+
+
 def to_bytes(images):
     """Images (N, 3, H, W) in [-1, 1] or masks (N, 1, H, W) in [0, 1] -> uint8 (N, H, W, 3) or (N, H, W)."""
     unit = images if images.shape[1] == 1 else (images + 1) / 2

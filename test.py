@@ -4,9 +4,9 @@
     python test.py --name dogs --checkpoint best --dataroot datasets/dogs2
     python test.py --name dogs --frechet_weights inception_v3     # downloads torchvision's weights
 
-Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, and a folder of PNGs each for
-x, y, mask, z, y_hat, x_hat, x_hat2, y_hat2, truth. Masks are compared at the crops' source resolution, beside
-the full mask, the box and the best fixed mask.
+Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, best_median_worst.png (four each, by
+IoU), and a folder of PNGs each for x, y, mask, z, y_hat, x_hat, x_hat2, y_hat2, truth. Masks are compared at the crops'
+source resolution, beside the full mask, the box and the best fixed mask.
 """
 import argparse
 import csv
@@ -92,6 +92,10 @@ def run(args):
         **evaluation.summarise(rows, classes),
         "frechet": evaluation.frechet(features, feature_net) if feature_net else None,
     }
+    shown = report.ranked(rows)
+    if shown:
+        report.contact_sheet(os.path.join(folder, "best_median_worst.png"),
+                             evaluation.pictures_of(model, crops, shown, device, args.seed))
     log = os.path.join(args.checkpoints_dir, args.name, "log.jsonl")
     write(folder, figures, rows, classes, first, log, not args.no_images)
     print(table(figures))
