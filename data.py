@@ -202,18 +202,22 @@ class UnpairedCrops(Dataset):
 class StepSampler(Sampler):
     """Batches of draw numbers for steps start..stop-1: step t takes draws t·batch_size to (t+1)·batch_size - 1.
 
-    So a resumed run draws what an uninterrupted one would have drawn, with any number of workers.
+    So a resumed run draws what an uninterrupted one would have drawn, with any number of workers. Of `count` processes,
+    number `rank` takes its equal part of each batch. ValueError if `batch_size` does not divide by `count`.
     """
 
-    def __init__(self, start, stop, batch_size):
+    def __init__(self, start, stop, batch_size, rank=0, count=1):
+        if batch_size % count:
+            raise ValueError(f"--batch_size must divide by the number of processes, {count}, got {batch_size}")
         self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.part = range(rank * batch_size // count, (rank + 1) * batch_size // count)
 
     def __len__(self):
         return self.stop - self.start
 
     def __iter__(self):
         for step in range(self.start, self.stop):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            yield [step * self.batch_size + i for i in self.part]
 
 
 def main(argv=None):
@@ -237,6 +241,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("data.py: stopped: the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

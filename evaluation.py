@@ -153,24 +153,28 @@ def measure_images(x, y, hole, images):
 # --- the loop ---
 
 
-def validate(model, crops, device="cpu", batch_size=32, num_threads=1, stopped=lambda: False):
-    """The masks alone, scored as `evaluate` scores them: {"iou", "mask_area"}, means over the objects with a true mask.
+def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slice(None), stopped=lambda: False):
+    """The masks alone, scored as `evaluate` scores them, of a `part` of the objects with a true mask.
 
     stopped: asked before each batch; where it says so, None is returned at once.
+
+    Returns:
+        Sums of IoU and of mask area, and the number of objects.
     """
-    stems = [s for s in crops.stems if s in crops.masks]
-    scores = []
+    stems = [s for s in crops.stems if s in crops.masks][part]
+    sums = np.zeros(3)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         for i in range(0, len(stems), batch_size):
             if stopped():
                 return None
-            part = stems[i : i + batch_size]
-            truths = pool.map(lambda stem: read_truth(crops, stem), part)
-            x = torch.stack(list(pool.map(crops.object, part))).to(device)
-            box = torch.stack([read_box(crops, stem) for stem in part])
+            batch = stems[i : i + batch_size]
+            truths = pool.map(lambda stem: read_truth(crops, stem), batch)
+            x = torch.stack(list(pool.map(crops.object, batch))).to(device)
+            box = torch.stack([read_box(crops, stem) for stem in batch])
             m = model.segment(x, torch.where(box.isnan(), model.box.cpu(), box).to(device))[:, 0].float().cpu().numpy()
-            scores += pool.map(_mask_score, m, truths)
-    return dict(zip(("iou", "mask_area"), np.mean(scores, 0).tolist(), strict=True))
+            for mask, truth in zip(m, truths, strict=True):
+                sums += *_mask_score(mask, truth), 1
+    return sums.tolist()
 
 
 def _mask_score(mask, truth):
@@ -250,6 +254,12 @@ def unstack(pictures, examples):
     parts = [{kind: batch[i] for kind, batch in pixels.items()} for i in range(len(examples))]
     return [part if e.mask is None else {**part, "truth": to_bytes(e.mask[None])[0]}
             for part, e in zip(parts, examples, strict=True)]
+
+
+def pictures_of(model, crops, stems, device="cpu", seed=0):
+    """The pictures of the objects `stems`, as `evaluate` makes them: a list of dicts {kind: uint8 array}."""
+    examples = [read_example(crops, crops.stems.index(stem)) for stem in stems]
+    return unstack(_run_batch(model, examples, device, seed, None, {})[0], examples)
 
 
 def to_bytes(images):

@@ -4,6 +4,7 @@ Arguments are tensors, results are scalar tensors; every reduction is a mean. We
 `.backward()` belong to the caller. This file needs torch only and can be copied out alone.
 """
 import torch
+import torch.nn.functional as F
 
 # --- adversarial terms: least squares GAN (§3.2, §3.3) ---
 
@@ -13,7 +14,7 @@ def gan_generator(d_fake):
 
     d_fake: scores of any shape. Minimal where the discriminator takes every fake for real.
     """
-    return (1 - d_fake).square().mean()
+    return (1 - _full_precision(d_fake)).square().mean()
 
 
 def gan_discriminator(d_real, d_fake1, d_fake2):
@@ -21,6 +22,7 @@ def gan_discriminator(d_real, d_fake1, d_fake2):
 
     For D_bg: real y, fakes x_hat and y_hat2. For D_obj: real x, fakes y_hat and z.
     """
+    d_real, d_fake1, d_fake2 = map(_full_precision, (d_real, d_fake1, d_fake2))
     return (1 - d_real).square().mean() + 0.5 * d_fake1.square().mean() + 0.5 * d_fake2.square().mean()
 
 
@@ -30,7 +32,7 @@ def gan_discriminator(d_real, d_fake1, d_fake2):
 def mae(image, target):
     """|image - target|, mean absolute difference: l_bg_MAE (ŷ̂ and y), l_obj_MAE (x̂̂ and x), l_obj_id
     (G_enh(x) and x), l_bg_id (G_inp((1 - G_seg(y)) y) and y). Both of one shape, in [-1, 1]."""
-    return (image - target).abs().mean()
+    return (_full_precision(image) - _full_precision(target)).abs().mean()
 
 
 def gram(features):
@@ -40,8 +42,9 @@ def gram(features):
     weigh alike; the paper prints the bare sum.
     """
     n, c, h, w = features.shape
-    f = _full_precision(features).reshape(n, c, h * w)  # half precision overflows in the sum over H·W
-    return f @ f.transpose(1, 2) / (c * h * w)
+    f = _full_precision(features).reshape(n, c, h * w)
+    with torch.autocast(f.device.type, enabled=False):  # half precision overflows in the sum over H·W
+        return f @ f.transpose(1, 2) / (c * h * w)
 
 
 def texture(features, target_features):
@@ -61,6 +64,15 @@ def perceptual(features, target_features):
 
 def _full_precision(features):
     return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+# --- the upper bound (§4) ---
+
+
+def cross_entropy(m, mask):
+    """Binary cross-entropy of masks m (N, 1, H, W) in [0, 1] against true ones, 1 = object, for mode supervised."""
+    with torch.autocast(m.device.type, enabled=False):  # which refuses it
+        return F.binary_cross_entropy(m, mask)
 
 
 # --- experience replay (§3.4) ---

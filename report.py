@@ -43,6 +43,13 @@ def contact_sheet(path, pictures, kinds=SHEET, gap=4, header=34):
     sheet.save(path)
 
 
+def ranked(rows, each=4):
+    """Stems of the best, the median and the worst masks by IoU, `each` of them, best first; [] where none is known."""
+    order = [row["stem"] for row in sorted((r for r in rows if "iou" in r), key=lambda r: (-r["iou"], r["stem"]))]
+    middle = max(0, len(order) - each) // 2
+    return list(dict.fromkeys([*order[:each], *order[middle : middle + each], *order[-each:]]))
+
+
 def draw_symbol(draw, x, bottom, kind, size=17):
     """A column's head, centred at x: the paper's symbol. Hats are drawn, as fonts that have them are not everywhere."""
     letter, hats = SYMBOLS.get(kind, (MEANINGS[kind], 0))

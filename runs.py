@@ -1,18 +1,20 @@
-"""A run's folder and what watches over it: lock, log, checkpoints, signals, steps not applied, collapsed masks.
-
-Nothing here knows options or networks: train.py brings them together.
-"""
+"""A run: its folder with lock, log and checkpoints, and all that happens beside the steps of a training."""
 import json
 import math
 import os
 import shutil
-import signal
-import time
-from contextlib import contextmanager
+import sys
 
 import torch
+from torchvision.utils import make_grid
+from tqdm import tqdm
 
-from seigan import save_checkpoint
+from checkpoint import save_checkpoint
+from data import save_image
+from evaluation import validate
+from watch import COLLAPSES, CollapseWatch, Meter, SkippedSteps
+
+RESTARTS = 3  # times that --on_collapse restart begins anew
 
 # --- the folder ---
 
@@ -130,141 +132,174 @@ def previous(folder):
     return sorted((os.path.join(folder, n) for n in names), key=lambda p: (os.stat(p).st_mtime_ns, p), reverse=True)
 
 
-# --- signals ---
+# --- the run ---
 
 
-@contextmanager
-def catch_signals():
-    """Give a list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
-    caught = []
-
-    def handle(number, _frame):
-        caught.append(number)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def leave_signals(_worker):
-    """Let Ctrl-C, which a terminal sends to every process, end the loading processes with the main one alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-# --- what can go wrong with the numbers ---
-
-
-class SkippedSteps:
-    """Counts the steps that `Trainer.train_step` did not apply, because a loss or a gradient was not finite.
+class Run:
+    """Everything beside the steps: what is written, when, by whom, and what ends the run.
 
     Args:
-        limit: so many in a row end the run.
-        files: step -> text that names the step's files.
+        args: options of train.py.
+        folder: the run's.
+        trainer: the `Trainer`; on its own data go `dataset`, an `UnpairedCrops`, and `held_out`, a `Crops` or None.
+        last_step: number of the last step.
+        ranks: `parallel.Ranks`; all processes call all methods, and the first one writes.
     """
 
-    def __init__(self, limit, files):
-        self.limit, self.files, self.total, self.in_a_row, self.waiting = limit, files, 0, 0, []
+    def __init__(self, args, folder, trainer, dataset, held_out, last_step, ranks):
+        self.args, self.folder, self.trainer, self.dataset, self.held_out = args, folder, trainer, dataset, held_out
+        self.last_step, self.ranks, self.writes = last_step, ranks, ranks.rank == 0
+        self.best_iou, self.validated = -1.0, 0  # the best IoU so far, the step of the last validation
+        self.skips = SkippedSteps(args.max_skipped, self.files)
+        self.watch = CollapseWatch(args.collapse_steps)
+        self.meter = Meter()
 
-    def add(self, step, terms):
-        """Keep a step's terms, on their device: reading each at once would make the device wait."""
-        self.waiting.append((step, terms))
+    def open(self):
+        """Take the folder: no other process may have it. OSError, in one line, if it cannot be had."""
+        step = self.trainer.step
+        if self.writes:
+            os.makedirs(os.path.join(self.folder, "samples"), exist_ok=True)
+            self.lock = Lock(self.folder)
+            self.log = Log(os.path.join(self.folder, "log.jsonl"), step)
+            self.checkpoints = Checkpoints(self.folder, self.args.keep, step)
+        self.bar = tqdm(total=self.last_step, initial=step, unit="step", disable=None if self.writes else True)
 
-    def check(self, warn):
-        """Read what was added; `warn` is called with a line for each step skipped. ValueError at the limit."""
-        skipped = torch.stack([terms["skipped"] for _, terms in self.waiting]).tolist() if self.waiting else []
-        for (step, terms), bad in zip(self.waiting, skipped, strict=True):
-            self.in_a_row = self.in_a_row + 1 if bad else 0
-            if bad:
-                self.total += 1
-                names = [k for k, v in terms.items() if not math.isfinite(v)] or ["a gradient"]
-                warn(f"step {step} was not applied, {self.total} so far: {', '.join(names)} not finite on "
-                     f"{self.files(step)}")
-            if self.in_a_row == self.limit:
-                raise ValueError(f"{self.limit} steps in a row were not finite, the last one {step}: lower --lr or the "
-                                 "λs of the terms named above; the last checkpoint is good")
-        self.waiting = []
+    def close(self):
+        """Let go of the folder."""
+        self.bar.close()
+        if self.writes:
+            self.log.file.close()
+            self.lock.release()
 
-    def state_dict(self):
-        return {"total": self.total, "in_a_row": self.in_a_row}
+    def say(self, text, file=None):
+        """Print a line once, whatever the number of processes, and without breaking the bar."""
+        if self.writes:
+            self.bar.write(text, file=file)
 
-    def load_state_dict(self, state):
-        self.total, self.in_a_row = state["total"], state["in_a_row"]
+    def due(self, every):
+        """Whether something that is done each `every` steps, and after the last, is due now."""
+        return self.trainer.step % every == 0 or self.trainer.step == self.last_step
 
-
-COLLAPSES = {
-    "empty": ("the masks have been empty for {} steps: raise --lambda_coarse and --lambda_enh, or lower "
-              "--lambda_bg_mae and --lambda_id_bg"),
-    "full": ("the masks have filled all that they may for {} steps: lower --lambda_coarse and --lambda_enh, or raise "
-             "--lambda_bg_mae and --lambda_id_bg; crops.json with the objects' boxes and --box_prior keep them in"),
-    "constant": ("the masks have been the same on all pictures for {} steps: the data may be too few or too alike, "
-                 "else lower --lr_seg, and leave the discriminators' augmentation on"),
-}
-
-
-class CollapseWatch:
-    """Tells when masks stay empty, full or the same on all pictures for `steps` steps.
-
-    A mask is empty when less than a hundredth of the pixels that it may take are at ½ or more, and full from .97
-    on; masks are the same when they differ by less than .02 a pixel between pictures.
-    """
-
-    def __init__(self, steps):
-        self.steps, self.kind, self.since, self.told = steps, None, 0, False
-
-    def add(self, step, fill, spread):
-        """The collapse seen, one of COLLAPSES, when it is complete; None otherwise, and while it lasts.
-
-        fill: share of the pixels a mask may take that are at ½ or more; spread: mean standard deviation of a pixel
-        of the mask over a batch, NaN for a batch of one.
-        """
-        kind = "empty" if fill < 0.01 else "full" if fill > 0.97 else "constant" if spread < 0.02 else None
-        if kind != self.kind:
-            self.kind, self.since, self.told = kind, step, False
-        if kind is None or self.told or step - self.since < self.steps:
-            return None
-        self.told = True
-        return kind
-
-    def state_dict(self):
-        return {"kind": self.kind, "since": self.since, "told": self.told}
+    def files(self, step):
+        """The pictures of a step, as text."""
+        draws = range((step - 1) * self.args.batch_size, step * self.args.batch_size)
+        return ", ".join(os.path.relpath(path, self.args.dataroot) for n in draws for path in self.dataset.files(n))
 
     def load_state_dict(self, state):
-        self.kind, self.since, self.told = state["kind"], state["since"], state["told"]
+        """Restore what `save` wrote. Processes that it does not know begin with noise and pools of their own."""
+        parts = state.get("parts", ())
+        own = parts[self.ranks.rank - 1] if 0 < self.ranks.rank <= len(parts) else {}
+        if self.ranks.rank > len(parts):
+            own = {key: self.trainer.state_dict()[key] for key in ("pools", "rng")}
+        self.trainer.load_state_dict(state | own)
+        self.best_iou, self.validated = float(state["best_iou"]), int(state["validated"])
+        self.skips.load_state_dict(state["skips"])
+        self.watch.load_state_dict(state["watch"])
+
+    def save(self, name="latest.pt"):
+        """Write a checkpoint. ValueError, and nothing is written, if a weight is not finite."""
+        step, model = self.trainer.step, self.trainer.model
+        self.skips.check(self.say)
+        if not torch.isfinite(sum(p.detach().sum() for p in model.parameters())):
+            raise ValueError(f"a weight is not finite at step {step}: lower --lr; the last checkpoint is good")
+        state = self.trainer.state_dict()
+        parts = self.ranks.gather({key: state[key] for key in ("pools", "rng")})  # what differs between processes
+        if self.writes:
+            more = {"config": model.config, "options": vars(self.args), "best_iou": self.best_iou,
+                    "validated": self.validated, "skips": self.skips.state_dict(), "watch": self.watch.state_dict(),
+                    "parts": parts[1:]}
+            size = self.checkpoints.save(state | more, name)
+            if step == self.last_step and name == "latest.pt":
+                self.say(f"{os.path.join(self.folder, name)}: {size / 1e6:.1f} MB")
+
+    def write(self, action, *args):
+        """Whether `action(*args)` could write what it writes; if not, OSError where the run is told to stop."""
+        try:
+            action(*args)
+            return True
+        except OSError as error:
+            if self.args.on_write_error == "stop":
+                raise
+            self.say(f"train.py: warning: {error}: going on without it (--on_write_error stop would end the run)",
+                     sys.stderr)
+            return False
+
+    def log_step(self, terms, rate):
+        """A line of the log, the main figures on the bar, and a look at what may go wrong. `rate`: learning rate."""
+        step, args = self.trainer.step, self.args
+        self.skips.check(self.say)
+        names = [k for k in terms if k != "skipped"]
+        values = torch.stack([terms[k].float() for k in names]).tolist()  # one wait for the device, not one a term
+        figures = {k: v / self.ranks.count for k, v in zip(names, self.ranks.reduce(values), strict=True)}
+        speed = self.meter.read(args.batch_size)
+        if self.writes:
+            self.write(self.log.write, {"step": step, **figures, "lr": rate, "skipped": self.skips.total, **speed})
+        self.bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
+        kind = self.watch.add(step, figures["mask_fill"], figures["mask_spread"])
+        if kind:
+            self.collapsed(kind, f"step {step}: " + COLLAPSES[kind].format(args.collapse_steps))
+
+    def collapsed(self, kind, message):
+        """Do what --on_collapse says."""
+        if self.args.on_collapse == "warn":
+            self.say(f"train.py: warning: {message}", sys.stderr)
+        elif self.args.on_collapse == "stop":
+            self.save()
+            raise ValueError(f"{message} (all saved)")
+        else:
+            raise Collapse(kind, message)
+
+    def validate(self, signals):
+        """IoU on the held-out masks at source resolution, and best.pt. A signal ends it; a resume makes up for it."""
+        step, ranks = self.trainer.step, self.ranks
+        sums = validate(self.trainer.averaged, self.held_out, self.trainer.model.box.device, self.args.batch_size,
+                        part=slice(ranks.rank, None, ranks.count), stopped=lambda: signals)
+        cut, iou, area, n = ranks.reduce([1, 0, 0, 0] if sums is None else [0, *sums])
+        if cut:
+            return
+        self.validated = step
+        if self.writes:
+            self.write(self.log.write, {"step": step, "val_iou": iou / n, "val_mask_area": area / n})
+        self.say(f"step {step}: IoU {iou / n:.3f}, mask area {area / n:.3f}")
+        if iou / n > self.best_iou:
+            before, self.best_iou = self.best_iou, iou / n
+            if not self.write(self.save, "best.pt"):
+                self.best_iou = before
+
+    def save_samples(self, crops):
+        """samples/STEP.png. Mode supervised has nothing to show there."""
+        if self.writes and self.args.mode != "supervised":
+            path = os.path.join(self.folder, "samples", f"{self.trainer.step:07d}.png")
+            self.write(save_samples, path, self.trainer.averaged, crops, self.trainer.model.box.device)
+
+    def put_aside(self):
+        """Move what the run wrote to a folder collapsed_1, _2, ... within its own. ValueError after `RESTARTS`."""
+        tries = sum(name.startswith("collapsed_") for name in os.listdir(self.folder))
+        self.ranks.reduce([0])  # all have counted before the first one moves
+        if tries == RESTARTS:
+            raise ValueError(f"the masks have collapsed in {RESTARTS + 1} runs: this takes other λs than a restart "
+                             "tries; see docs/training.md")
+        if self.writes:
+            aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
+            os.makedirs(aside)
+            for name in os.listdir(self.folder):
+                if name != ".lock" and not name.startswith("collapsed_"):
+                    shutil.move(os.path.join(self.folder, name), aside)
 
 
-# --- speed ---
+class Collapse(Exception):  # noqa: N818 - it ends no program
+    """Raised to begin anew: kind of COLLAPSES, message."""
 
 
-class Meter:
-    """Images a second, and the share of the time that is spent waiting for data."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self):
-        """Begin to measure anew, after a pause for something else."""
-        self.begun, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    def wait(self, batches):
-        """Pass `batches` on, and time how long each takes to come."""
-        batches = iter(batches)
-        while True:
-            begun = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - begun
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
-
-    def read(self, batch_size):
-        """The figures since the last reading, or restart."""
-        elapsed = max(time.perf_counter() - self.begun, 1e-9)
-        figures = {"images_per_s": self.steps * batch_size / elapsed, "data_wait": self.waited / elapsed}
-        self.restart()
-        return figures
+@torch.no_grad()
+def save_samples(path, model, crops, device, rows=8):
+    """A grid of the first crops, always the same: columns x, m, z, ŷ, x̂, y, m̂, x̂̂, ŷ̂ (as far as the mode has them)."""
+    stems, others = crops.stems[:rows], crops.background_stems[:rows]
+    n = min(len(stems), len(others))
+    x = torch.stack([crops.object(s) for s in stems[:n]]).to(device)
+    y = torch.stack([crops.background(s) for s in others[:n]]).to(device)
+    box = torch.stack([crops.box(s) for s in stems[:n]]).to(device)
+    s = (model.swap if model.mode == "seigan" else model.swap_once)(x, y, box, torch.Generator(device).manual_seed(0))
+    columns = [x, s.m, s.z, s.y_hat, s.x_hat, y, s.m_hat, s.x_hat2, s.y_hat2]
+    columns = [2 * c.expand(-1, 3, -1, -1) - 1 if c.shape[1] == 1 else c for c in columns if c is not None]
+    save_image(path, make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns), padding=1, pad_value=1))

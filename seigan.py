@@ -7,8 +7,6 @@ Images are (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object
 left, top, width, height in fractions of the image. x = <O, B_x> shows an object, y = <none, B_y> does not.
 """
 import math
-import os
-import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import losses
+from checkpoint import load_checkpoint
 from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features
 
 MODES = ("seigan", "nocycle", "supervised")
@@ -40,8 +39,6 @@ NOCYCLE_TERMS = ("coarse", "enh")
 GENERATORS = ("G_seg", "G_enh", "G_inp")
 NETWORKS = (*GENERATORS, "D_obj", "D_bg")
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
-
-CHECKPOINT_FORMAT = 1
 
 
 @dataclass
@@ -176,7 +173,7 @@ class SEIGAN(nn.Module):
 
     def _mask(self, images, box):
         """G_seg(images), kept inside the box, which is grown by `box_prior`."""
-        m = self.G_seg(images)
+        m = self.G_seg(images).to(images.dtype)  # bfloat16 would be too coarse for a blend
         # Deviation: the crop rule knows the object's box, so nothing outside it is called object.
         return m * self.allowed(box, m) if self.box_prior else m
 
@@ -360,6 +357,40 @@ class SEIGAN(nn.Module):
         return torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
 
 
+class GeneratorStep(nn.Module):
+    """The generators' forward pass with its losses as one module, for `DistributedDataParallel`.
+
+    amp: whether convolutions run in bfloat16; weights, masks, pictures and losses stay in float32.
+    """
+
+    def __init__(self, model, amp=False):
+        super().__init__()
+        self.model, self.amp = model, amp
+
+    def forward(self, x, y, box, mask, rng, look):
+        """The `Swap` of a batch and its loss terms, unweighted; arguments as for `Trainer.train_step`."""
+        model = self.model
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+            if model.mode == "supervised":
+                m = model._mask(x, box)
+                return Swap(m, z=None), {"bce": losses.cross_entropy(m, mask)}
+            s = (model.swap if model.mode == "seigan" else model.swap_once)(x, y, box, rng)
+            return s, model.generator_losses(x, y, s, look)
+
+
+class DiscriminatorStep(nn.Module):
+    """The discriminators' losses as one module; see `GeneratorStep`."""
+
+    def __init__(self, model, amp=False):
+        super().__init__()
+        self.model, self.amp = model, amp
+
+    def forward(self, x, y, fakes, look):
+        """{"D_obj", "D_bg"}: arguments as for `SEIGAN.discriminator_losses`."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+            return self.model.discriminator_losses(x, y, fakes, look)
+
+
 class Trainer:
     """What training adds to a `SEIGAN`: optimisers, replay pools, noise, averaged generators, the step.
 
@@ -371,20 +402,23 @@ class Trainer:
         ema: decay per step of the generators' running average; 0 = none.
         diffaug: whether discriminators see images through `augment`.
         seed: of the noise, the augmentation and the pools.
+        amp: whether convolutions run in bfloat16.
+        wrap: what `GeneratorStep` and `DiscriminatorStep` are wrapped in, `parallel.Ranks.wrap` for one.
     """
 
     def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.999, diffaug=True,
-                 seed=0):
+                 seed=0, amp=False, wrap=lambda module, may_skip: module):
         self.model, self.ema, self.diffaug, self.step = model, ema, diffaug, 0
         generators = [*model.G_enh.parameters(), *model.G_inp.parameters()]
-        discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
+        self.discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
         self.opt_G = torch.optim.Adam([{"params": [*model.G_seg.parameters()], "lr": lr * lr_seg},
                                        {"params": generators, "lr": lr}], betas=(beta1, 0.999), fused=True)
-        self.opt_D = torch.optim.Adam(discriminators, lr=lr, betas=(beta1, 0.999), fused=True)
+        self.opt_D = torch.optim.Adam(self.discriminators, lr=lr, betas=(beta1, 0.999), fused=True)
         self.base_lr = {"G": [lr * lr_seg, lr], "D": [lr]}
         self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i)
                       for i, k in enumerate(("y_hat", "z", "x_hat", "y_hat2"))}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
+        self._wrap_steps(amp, wrap)
         self.averaged = model
         # Deviation: G_seg learns more slowly than the rest (lr_seg), and tests use averaged generators (ema).
         if ema:  # a second model, with the averaged generators and the very same discriminators
@@ -393,6 +427,22 @@ class Trainer:
             self.averaged.load_networks(model.state())
             for name in GENERATORS:
                 self.averaged.get_submodule(name).requires_grad_(False)
+
+    def _wrap_steps(self, amp, wrap):
+        """The two halves of a step, each wrapped while only what it trains requires gradients."""
+        model = self.model
+        trained = {"seigan": GENERATORS, "nocycle": ("G_seg", "G_enh"), "supervised": ("G_seg",)}[model.mode]
+        for name in NETWORKS:
+            model.get_submodule(name).requires_grad_(name in trained)
+        some_are_0 = any(not v for k, v in model.lambdas.items() if k not in VGG_TERMS) and model.mode != "supervised"
+        self.generator_step = wrap(GeneratorStep(model, amp), some_are_0)
+        if model.mode != "supervised":
+            model.requires_grad_(False)
+            model.D_obj.requires_grad_(True)
+            model.D_bg.requires_grad_(model.mode == "seigan")
+            self.discriminator_step = wrap(DiscriminatorStep(model, amp), False)
+        for name in NETWORKS:
+            model.get_submodule(name).requires_grad_(name in trained)
 
     def train_step(self, x, y, box, mask=None, lr_factor=1.0):
         """One update of the generators, then one of the discriminators (§3.4).
@@ -404,55 +454,40 @@ class Trainer:
 
         Returns:
             {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg" (mode "supervised": "bce"
-            in place of them all), the figures of `mask_figures`, and "skipped": 1 if a loss or a gradient was not
-            finite, so that this update was left out (the generators' takes the discriminators' with it), else 0.
+            in place of them all), the figures of `mask_figures`, and "skipped": 1 if a gradient was not finite, so that
+            this update was left out (the generators' takes the discriminators' with it), else 0.
         """
-        self._set_lr(lr_factor)
-        if self.model.mode == "supervised":
-            log, m = self._supervised_step(x, box, mask)
-        else:
-            log, m = self._adversarial_step(x, y, box)
-        self.step += 1
-        self._average(log["skipped"])
-        return {k: v.detach() for k, v in log.items()} | mask_figures(m.detach(), self.model.allowed(box, m))
-
-    def _adversarial_step(self, x, y, box):
         model = self.model
-        swap = model.swap if model.mode == "seigan" else model.swap_once
+        self._set_lr(lr_factor)
 
         # generators: the discriminators only pass gradients on
-        model.D_obj.requires_grad_(False)
-        model.D_bg.requires_grad_(False)
-        s = swap(x, y, box, self.rng)
-        terms = model.generator_losses(x, y, s, self._look)
-        total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
-        self.opt_G.zero_grad()
-        total.backward()
-        skipped = _step(self.opt_G, total)
+        self._freeze_discriminators(True)
+        s, terms = self.generator_step(x, y, box, mask, self.rng, self._look)
+        total = sum(model.lambdas.get(k, 1.0) * term for k, term in terms.items())  # l = Σ λ_i l_i
+        skipped = update(self.opt_G, total)
+        log = terms | {"total": total}
 
         # discriminators, on fakes out of the replay pools, where no NaN may live on
-        model.D_obj.requires_grad_(True)
-        model.D_bg.requires_grad_(True)
-        fakes = {"y_hat": s.y_hat, "z": s.z, "x_hat": s.x_hat, "y_hat2": s.y_hat2}
-        fakes = {k: self.pools[k].query(v.detach().nan_to_num()) for k, v in fakes.items() if v is not None}
-        d_terms = model.discriminator_losses(x, y, fakes, self._look)
-        d_total = sum(d_terms.values())  # l_bg_disc + l_obj_disc
-        self.opt_D.zero_grad()
-        d_total.backward()
-        skipped = _step(self.opt_D, d_total, skipped)
+        if model.mode != "supervised":
+            self._freeze_discriminators(False)
+            fakes = {"y_hat": s.y_hat, "z": s.z, "x_hat": s.x_hat, "y_hat2": s.y_hat2}
+            fakes = {k: self.pools[k].query(v.detach().nan_to_num()) for k, v in fakes.items() if v is not None}
+            d_terms = self.discriminator_step(x, y, fakes, self._look)
+            skipped = update(self.opt_D, sum(d_terms.values()), skipped)  # l_bg_disc + l_obj_disc
+            log |= d_terms
 
-        return terms | d_terms | {"total": total, "skipped": skipped}, s.m
+        self.step += 1
+        self._average(skipped)
+        log |= mask_figures(s.m, model.allowed(box, s.m)) | {"skipped": skipped}
+        return {k: v.detach() for k, v in log.items()}
+
+    def _freeze_discriminators(self, frozen):
+        for parameter in self.discriminators:
+            parameter.requires_grad_(not frozen)
 
     def _look(self, images):
         # Deviation: without it, discriminators know small sets by heart, and the mask grows or vanishes.
         return augment(images, self.rng) if self.diffaug else images
-
-    def _supervised_step(self, x, box, mask):
-        m = self.model._mask(x, box)
-        loss = F.binary_cross_entropy(m, mask)
-        self.opt_G.zero_grad()
-        loss.backward()
-        return {"bce": loss, "total": loss, "skipped": _step(self.opt_G, loss)}, m
 
     def _set_lr(self, factor):
         for opt, rates in ((self.opt_G, self.base_lr["G"]), (self.opt_D, self.base_lr["D"])):
@@ -507,14 +542,15 @@ def pick_device(gpu=None):
     return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
 
 
-def _step(optimizer, loss, skipped=None):
-    """`optimizer.step()`, unless `loss` or a gradient is not finite or `skipped` is 1. Returns a scalar, 1 if skipped.
+def update(optimizer, loss, skipped=None):
+    """`loss.backward()` and `optimizer.step()`, the latter unless a gradient is not finite or `skipped` is 1.
 
-    The decision stays on the device: no step waits for its outcome.
+    Returns a scalar tensor, 1 if it was left out, else 0. The decision stays on the device: no step waits for it.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf)
-    bad = (~torch.isfinite(norm + loss.detach())).float()
+    optimizer.zero_grad()
+    loss.backward()
+    gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    bad = (~torch.isfinite(nn.utils.clip_grad_norm_(gradients, math.inf))).float()  # which clips nothing
     optimizer.found_inf = bad if skipped is None else torch.maximum(bad, skipped)  # fused optimisers heed it
     optimizer.step()
     return optimizer.found_inf
@@ -531,53 +567,3 @@ def mask_figures(m, allowed):
     return {"mask_area": m.mean(), "mask_contrast": 2 * (m - 0.5).abs().mean(),
             "mask_fill": (m >= 0.5).sum() / (allowed >= 0.5).sum().clamp(min=1),
             "mask_spread": m.std(0, correction=0).mean() if len(m) > 1 else m.new_tensor(math.nan)}
-
-
-def save_checkpoint(path, state):
-    """Write a checkpoint so that `path` holds either the old one or the whole new one, never a part.
-
-    Raises OSError, in one line, if it cannot be written; the old one is then as it was.
-    """
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(state | {"format": CHECKPOINT_FORMAT}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path) or ".")
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        if os.path.isfile(temporary):
-            os.remove(temporary)
-        raise OSError(f"cannot write {path} ({str(error).splitlines()[0]}): the one before it is kept") from error
-
-
-def _sync_folder(folder):
-    """Make a rename in `folder` outlast a power cut, where the system can (Windows opens no folders)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def load_checkpoint(path):
-    """Read a checkpoint onto the CPU; only tensors and plain containers, never code.
-
-    Raises FileNotFoundError or ValueError, in one line, if there is none or it is not one of ours.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile("a checksum is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
-        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "
-                         "such as best.pt, or train anew") from error
-    needed = {"format", "step", "config", "networks", "averaged"}
-    if not isinstance(state, dict) or not needed <= state.keys() or state["format"] != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of format {CHECKPOINT_FORMAT} of this code")
-    return state

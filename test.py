@@ -4,9 +4,9 @@
     python test.py --name dogs --checkpoint best --dataroot datasets/dogs2
     python test.py --name dogs --frechet_weights inception_v3     # downloads torchvision's weights
 
-Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, and a folder of PNGs each for
-x, y, mask, z, y_hat, x_hat, x_hat2, y_hat2, truth. Masks are compared at the crops' source resolution, beside
-the full mask, the box and the best fixed mask.
+Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, best_median_worst.png (four each, by
+IoU), and a folder of PNGs each for x, y, mask, z, y_hat, x_hat, x_hat2, y_hat2, truth. Masks are compared at the crops'
+source resolution, beside the full mask, the box and the best fixed mask.
 """
 import argparse
 import csv
@@ -22,25 +22,26 @@ from tqdm import tqdm
 import evaluation
 import quality
 import report
+from checkpoint import load_checkpoint
 from data import Crops
-from seigan import SEIGAN, load_checkpoint, pick_device
+from seigan import SEIGAN, pick_device
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
-    add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
-    add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
-    add("--results_dir", default="results", help="folder for the results")
+    add("--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint (default: %(default)s)")
+    add("--checkpoints_dir", default="checkpoints", help="folder of the runs (default: %(default)s)")
+    add("--results_dir", default="results", help="folder for the results (default: %(default)s)")
     add("--dataroot", help="folder of crops (default: the one trained on)")
-    add("--split", default="test", help="part of it to evaluate")
+    add("--split", default="test", help="part of it to evaluate (default: %(default)s)")
     add("--gpu", type=int, help="number of the GPU; -1 = CPU (default: the first GPU if there is one)")
-    add("--batch_size", type=int, default=32, help="images at a time; the figures do not depend on it")
-    add("--num_threads", type=int, default=1, help="threads that read, score and write beside the networks")
-    add("--seed", type=int, default=0, help="of the noise")
-    add("--sheet_rows", type=int, default=12, help="images on the contact sheet: the first ones by name")
+    add("--batch_size", type=int, default=32, help="images at a time, no figure depends on it (default: %(default)s)")
+    add("--num_threads", type=int, default=1,
+        help="threads that read, score and write beside the networks (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add("--sheet_rows", type=int, default=12, help="images on the contact sheet, by name (default: %(default)s)")
     add("--no_images", action="store_true", help="write figures and contact sheet only, no folders of PNGs")
     add("--frechet_weights", metavar="NAME[:FILE]",
         help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
@@ -55,6 +56,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("test.py: stopped; no figures were written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -88,6 +92,10 @@ def run(args):
         **evaluation.summarise(rows, classes),
         "frechet": evaluation.frechet(features, feature_net) if feature_net else None,
     }
+    shown = report.ranked(rows)
+    if shown:
+        report.contact_sheet(os.path.join(folder, "best_median_worst.png"),
+                             evaluation.pictures_of(model, crops, shown, device, args.seed))
     log = os.path.join(args.checkpoints_dir, args.name, "log.jsonl")
     write(folder, figures, rows, classes, first, log, not args.no_images)
     print(table(figures))

@@ -3,6 +3,7 @@
     python train.py --demo --name demo                     # procedural pictures, a small model: minutes on a CPU
     python train.py --dataroot datasets/dogs --name dogs   # crops that data.py made, on the first GPU if there is one
     python train.py --name dogs --resume                   # go on where it stopped, exactly
+    torchrun --nproc_per_node=4 train.py --dataroot datasets/dogs --name dogs    # on four GPUs
 
 Writes CHECKPOINTS_DIR/NAME/: config.json, log.jsonl (every term), samples/*.png, latest.pt, the one before it as
 step_*.pt and, where there are masks to validate on, best.pt. Then `python test.py --name NAME`.
@@ -14,41 +15,20 @@ import json
 import math
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 
 import torch
 from torch.utils.data import DataLoader
-from torchvision.utils import make_grid
-from tqdm import tqdm
 
 import demo
-from data import Crops, StepSampler, UnpairedCrops, save_image
-from evaluation import validate
-from runs import (
-    COLLAPSES,
-    Checkpoints,
-    CollapseWatch,
-    Lock,
-    Log,
-    Meter,
-    SkippedSteps,
-    catch_signals,
-    leave_signals,
-    previous,
-)
-from seigan import (
-    LAMBDAS,
-    MODES,
-    NOCYCLE_TERMS,
-    SEIGAN,
-    VGG_TERMS,
-    Trainer,
-    load_checkpoint,
-    pick_device,
-)
+from checkpoint import load_checkpoint
+from data import Crops, StepSampler, UnpairedCrops
+from parallel import Ranks
+from runs import Collapse, Run, previous
+from seigan import LAMBDAS, MODES, NOCYCLE_TERMS, SEIGAN, VGG_TERMS, Trainer, pick_device
+from watch import catch_signals, leave_signals
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
@@ -58,7 +38,7 @@ DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, n_l
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
              "on_write_error", "on_collapse", "collapse_steps", "max_skipped"}
-RESTARTS = 3  # times that --on_collapse restart begins anew
+RANK_SEEDS = 1_000_000  # between the seeds of two processes
 
 
 # --- options ---
@@ -135,7 +115,7 @@ def get_args_parser():
         default=argparse.SUPPRESS, help="--box_prior 0, the paper's form")
 
     add = parser.add_argument_group("training").add_argument
-    add("--batch_size", type=positive_int, default=8, help="pictures of each kind in a step")
+    add("--batch_size", type=positive_int, default=8, help="pictures of each kind in a step, over all processes")
     add("--n_epochs", type=count, default=100, help="epochs at the full learning rate")
     add("--n_epochs_decay", type=count, default=100, help="epochs of linear decay to 0 after them")
     add("--lr", type=weight, default=2e-4, help="Adam's learning rate")
@@ -145,6 +125,7 @@ def get_args_parser():
     add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
     add("--no_diffaug", action="store_true", help="discriminators see pictures as they are, not augmented")
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
+    add("--amp", action="store_true", help="convolutions in bfloat16, where the hardware has it; losses in float32")
 
     add = parser.add_argument_group("losses").add_argument
     for i, (term, default) in enumerate(LAMBDAS.items()):
@@ -278,8 +259,8 @@ def held_out_crops(args):
     return None
 
 
-def build_trainer(args, crops, device):
-    """The model and its `Trainer`, on `device`; weights depend on the seed alone."""
+def build_trainer(args, crops, device, ranks):
+    """The model and its `Trainer`, on `device`. Weights depend on the seed alone, noise and pools on the rank too."""
     torch.manual_seed(args.seed)
     model = SEIGAN(
         mode=args.mode, size=args.size, ngf=args.ngf, ndf=args.ndf, n_layers_D=args.n_layers_D,
@@ -290,7 +271,25 @@ def build_trainer(args, crops, device):
         lambdas={term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}, vgg_state=vgg_state(args),
     )
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
-                   ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed)
+                   ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + RANK_SEEDS * ranks.rank, amp=args.amp,
+                   wrap=ranks.wrap)
+
+
+def build_run(args, ranks, checkpoint=None):
+    """Data, model and `Run`, where `checkpoint` left it. ValueError, in one line, if that does not fit."""
+    device = pick_device(ranks.local if ranks.count > 1 and args.gpu != -1 else args.gpu)
+    crops = Crops(args.dataroot, "train", args.size)
+    dataset = UnpairedCrops(crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
+    last_step = max(1, len(dataset.objects) // args.batch_size) * (args.n_epochs + args.n_epochs_decay)
+    trainer = build_trainer(args, crops, device, ranks)
+    run = Run(args, run_folder(args), trainer, dataset, held_out_crops(args), last_step, ranks)
+    if checkpoint:
+        try:
+            run.load_state_dict(checkpoint)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{latest_path(args)} does not fit this run ({type(error).__name__}: "
+                             f"{' '.join(str(error).split())[:200]}): {older_remedy(args)}") from error
+    return run
 
 
 def lr_factor(step, steps_per_epoch, n_epochs, n_epochs_decay):
@@ -299,29 +298,13 @@ def lr_factor(step, steps_per_epoch, n_epochs, n_epochs_decay):
     return 1.0 if epochs_of_decay <= 0 else max(0.0, 1 - epochs_of_decay / n_epochs_decay)
 
 
-def batches(dataset, args, start, stop, device):
-    """Training batches of steps start..stop-1, as tensors on `device`."""
-    loader = DataLoader(dataset, batch_sampler=StepSampler(start, stop, args.batch_size), num_workers=args.num_threads,
-                        worker_init_fn=leave_signals, pin_memory=device.type == "cuda", generator=torch.Generator())
+def batches(dataset, args, start, stop, device, ranks):
+    """Training batches of steps start..stop-1, this process's part of each, as tensors on `device`."""
+    sampler = StepSampler(start, stop, args.batch_size, ranks.rank, ranks.count)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.num_threads, worker_init_fn=leave_signals,
+                        pin_memory=device.type == "cuda", generator=torch.Generator())
     for batch in loader:
         yield {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-
-
-# --- watching a run ---
-
-
-@torch.no_grad()
-def save_samples(path, model, crops, device, rows=8):
-    """A grid of the first crops, always the same: columns x, m, z, ŷ, x̂, y, m̂, x̂̂, ŷ̂ (as far as the mode has them)."""
-    stems, others = crops.stems[:rows], crops.background_stems[:rows]
-    n = min(len(stems), len(others))
-    x = torch.stack([crops.object(s) for s in stems[:n]]).to(device)
-    y = torch.stack([crops.background(s) for s in others[:n]]).to(device)
-    box = torch.stack([crops.box(s) for s in stems[:n]]).to(device)
-    s = (model.swap if model.mode == "seigan" else model.swap_once)(x, y, box, torch.Generator(device).manual_seed(0))
-    columns = [x, s.m, s.z, s.y_hat, s.x_hat, y, s.m_hat, s.x_hat2, s.y_hat2]
-    columns = [2 * c.expand(-1, 3, -1, -1) - 1 if c.shape[1] == 1 else c for c in columns if c is not None]
-    save_image(path, make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns), padding=1, pad_value=1))
 
 
 def print_options(args, parser):
@@ -338,140 +321,6 @@ def print_options(args, parser):
         revision = ""
     with open(os.path.join(run_folder(args), "config.json"), "w", encoding="utf-8") as f:
         json.dump({"options": vars(args), "command": shlex.join(sys.argv), "revision": revision}, f, indent=1)
-
-
-# --- the run ---
-
-
-class Run:
-    """All that a training consists of: data, trainer, folder, and what is watched, as options and checkpoint say."""
-
-    def __init__(self, args, checkpoint=None):
-        self.args, self.folder, self.device = args, run_folder(args), pick_device(args.gpu)
-        self.crops = Crops(args.dataroot, "train", args.size)
-        self.held_out = held_out_crops(args)
-        self.dataset = UnpairedCrops(self.crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
-        self.trainer = build_trainer(args, self.crops, self.device)
-        self.steps_per_epoch = max(1, len(self.dataset.objects) // args.batch_size)
-        self.last_step = self.steps_per_epoch * (args.n_epochs + args.n_epochs_decay)
-        self.best_iou, self.validated = -1.0, 0  # the best IoU so far, the step of the last validation
-        self.skips = SkippedSteps(args.max_skipped, self.files)
-        self.watch = CollapseWatch(args.collapse_steps)
-        if checkpoint:
-            self.load_state_dict(checkpoint)
-
-        os.makedirs(os.path.join(self.folder, "samples"), exist_ok=True)
-        self.lock = Lock(self.folder)
-        print_options(args, get_args_parser())
-        self.log = Log(os.path.join(self.folder, "log.jsonl"), self.trainer.step)
-        self.checkpoints = Checkpoints(self.folder, args.keep, self.trainer.step)
-        self.meter = Meter()
-        self.bar = tqdm(total=self.last_step, initial=self.trainer.step, disable=None, unit="step")
-
-    def load_state_dict(self, checkpoint):
-        """Go on from a checkpoint. ValueError, in one line, if it does not fit."""
-        try:
-            self.trainer.load_state_dict(checkpoint)
-            self.best_iou, self.validated = float(checkpoint["best_iou"]), int(checkpoint["validated"])
-            self.skips.load_state_dict(checkpoint["skips"])
-            self.watch.load_state_dict(checkpoint["watch"])
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{latest_path(self.args)} does not fit this run ({type(error).__name__}: "
-                             f"{' '.join(str(error).split())[:200]}): {older_remedy(self.args)}") from error
-
-    def close(self):
-        """Let go of the folder."""
-        self.bar.close()
-        self.log.file.close()
-        self.lock.release()
-
-    def due(self, every):
-        """Whether something that is done each `every` steps, and after the last, is due now."""
-        return self.trainer.step % every == 0 or self.trainer.step == self.last_step
-
-    def files(self, step):
-        """The pictures of a step, as text."""
-        draws = range((step - 1) * self.args.batch_size, step * self.args.batch_size)
-        return ", ".join(os.path.relpath(path, self.args.dataroot) for n in draws for path in self.dataset.files(n))
-
-    def save(self, name="latest.pt"):
-        """Write a checkpoint. ValueError, and nothing is written, if a weight is not finite."""
-        step, model = self.trainer.step, self.trainer.model
-        self.skips.check(self.bar.write)
-        if not torch.isfinite(sum(p.detach().sum() for p in model.parameters())):
-            raise ValueError(f"a weight is not finite at step {step}: lower --lr; the last checkpoint is good")
-        state = {"config": model.config, "options": vars(self.args), "best_iou": self.best_iou,
-                 "validated": self.validated, "skips": self.skips.state_dict(), "watch": self.watch.state_dict()}
-        return self.checkpoints.save(state | self.trainer.state_dict(), name)
-
-    def write(self, action, *args):
-        """Whether `action(*args)` could write what it writes; if not, OSError where the run is told to stop."""
-        try:
-            action(*args)
-            return True
-        except OSError as error:
-            if self.args.on_write_error == "stop":
-                raise
-            self.bar.write(f"train.py: warning: {error}: going on without it (--on_write_error stop ends the run)",
-                           file=sys.stderr)
-            return False
-
-    def log_step(self, terms):
-        """A line of the log, the main figures on the bar, and a look at what may go wrong."""
-        step, args = self.trainer.step, self.args
-        self.skips.check(self.bar.write)
-        figures = {k: v.item() for k, v in terms.items() if k != "skipped"}
-        rate = args.lr * lr_factor(step - 1, self.steps_per_epoch, args.n_epochs, args.n_epochs_decay)
-        self.write(self.log.write, {"step": step, **figures, "lr": rate, "skipped": self.skips.total,
-                                    **self.meter.read(args.batch_size)})
-        self.bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
-        kind = self.watch.add(step, figures["mask_fill"], figures["mask_spread"])
-        if kind:
-            message = f"step {step}: " + COLLAPSES[kind].format(args.collapse_steps)
-            if args.on_collapse == "warn":
-                self.bar.write(f"train.py: warning: {message}", file=sys.stderr)
-            elif args.on_collapse == "stop":
-                self.save()
-                raise ValueError(f"{message} (all saved)")
-            else:
-                raise Collapse(kind, message)
-
-    def validate(self, signals):
-        """IoU on the held-out masks at source resolution, and best.pt. A signal ends it; a resume makes up for it."""
-        step, trainer = self.trainer.step, self.trainer
-        figures = validate(trainer.averaged, self.held_out, self.device, self.args.batch_size, stopped=lambda: signals)
-        if figures is None:
-            return
-        self.validated = step
-        self.write(self.log.write, {"step": step, **{f"val_{k}": v for k, v in figures.items()}})
-        self.bar.write(f"step {step}: IoU {figures['iou']:.3f}, mask area {figures['mask_area']:.3f}")
-        if figures["iou"] > self.best_iou:
-            before, self.best_iou = self.best_iou, figures["iou"]
-            if not self.write(self.save, "best.pt"):
-                self.best_iou = before
-
-    def save_samples(self):
-        """samples/STEP.png. Mode supervised has nothing to show there."""
-        if self.args.mode != "supervised":
-            path = os.path.join(self.folder, "samples", f"{self.trainer.step:07d}.png")
-            self.write(save_samples, path, self.trainer.averaged, self.held_out or self.crops, self.device)
-
-    def put_aside(self):
-        """Move what the run wrote to a folder collapsed_1, _2, ... within its own. ValueError after `RESTARTS`."""
-        tries = sum(name.startswith("collapsed_") for name in os.listdir(self.folder))
-        if tries == RESTARTS:
-            raise ValueError(f"the masks have collapsed in {RESTARTS + 1} runs: this takes other λs than a restart "
-                             "tries; see docs/training.md")
-        aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
-        os.makedirs(aside)
-        for name in os.listdir(self.folder):
-            if name != ".lock" and not name.startswith("collapsed_"):
-                shutil.move(os.path.join(self.folder, name), aside)
-        return aside
-
-
-class Collapse(Exception):  # noqa: N818 - it ends no program
-    """Raised to begin anew: kind of COLLAPSES, message."""
 
 
 def restarted(args, kind):
@@ -491,7 +340,11 @@ def main(argv=None):
         if args.demo and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
             print(f"making the demo set in {args.dataroot}")
             demo.make_demo(args.dataroot)
-        return train(args, checkpoint)
+        ranks = Ranks(args.gpu)
+        try:
+            return train(args, ranks, checkpoint)
+        finally:
+            ranks.close()
     except torch.cuda.OutOfMemoryError:
         print("train.py: error: the GPU's memory is full: lower --batch_size, --size or --ngf", file=sys.stderr)
         return 2
@@ -502,7 +355,7 @@ def main(argv=None):
         return 2
 
 
-def train(args, checkpoint=None):
+def train(args, ranks, checkpoint=None):
     """Train until the last step, or until a signal, a limit or a collapse ends it.
 
     `checkpoint` is that of the run to go on with. Returns the exit code.
@@ -513,14 +366,18 @@ def train(args, checkpoint=None):
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     while True:
-        run = Run(args, checkpoint)
+        run = build_run(args, ranks, checkpoint)
+        run.open()
         try:
+            if run.writes:
+                print_options(args, get_args_parser())
             with catch_signals() as signals:
                 return loop(run, signals, limit)
         except Collapse as collapse:
             kind, message = collapse.args
             run.close()
-            print(f"train.py: warning: {message}; beginning anew, {run.put_aside()} keeps this try", file=sys.stderr)
+            run.put_aside()
+            run.say(f"train.py: warning: {message}; beginning anew, {run.folder} keeps this try", sys.stderr)
             args, checkpoint = restarted(args, kind), None
         finally:
             run.close()
@@ -528,36 +385,38 @@ def train(args, checkpoint=None):
 
 def loop(run, signals, limit):
     """The alternating loop (§3.4). Returns the exit code."""
-    args, trainer = run.args, run.trainer
-    print(f"{len(run.dataset.objects)} objects, {len(run.crops.backgrounds)} backgrounds, {run.last_step} steps on "
-          f"{run.device}")
+    args, trainer, crops = run.args, run.trainer, run.dataset.crops
+    device, steps_per_epoch = trainer.model.box.device, run.last_step // (args.n_epochs + args.n_epochs_decay)
+    run.say(f"{len(run.dataset.objects)} objects, {len(crops.backgrounds)} backgrounds, {run.last_step} steps on "
+            f"{device}" + (f", {run.ranks.count} processes" if run.ranks.count > 1 else ""))
     if trainer.step >= run.last_step:
-        print(f"step {trainer.step} of {run.last_step} is done: more --n_epochs or --n_epochs_decay train on")
-    if args.box_prior and not run.crops.records:
-        print("no crops.json: the objects' boxes are not known, and --box_prior has no effect")
+        run.say(f"step {trainer.step} of {run.last_step} is done: more --n_epochs or --n_epochs_decay train on")
+    if args.box_prior and not crops.records:
+        run.say("no crops.json: the objects' boxes are not known, and --box_prior has no effect")
     validates = bool(run.held_out and run.held_out.masks)
     if validates and trainer.step and run.due(args.val_freq) and run.validated != trainer.step:
         run.validate(signals)  # which a signal cut short
 
-    for batch in run.meter.wait(batches(run.dataset, args, trainer.step, run.last_step, run.device)):
-        factor = lr_factor(trainer.step, run.steps_per_epoch, args.n_epochs, args.n_epochs_decay)
+    for batch in run.meter.wait(batches(run.dataset, args, trainer.step, run.last_step, device, run.ranks)):
+        factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
         terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
         run.bar.update()
         run.skips.add(trainer.step, terms)
         if run.due(args.print_freq):
-            run.log_step(terms)
+            run.log_step(terms, args.lr * factor)
         if run.due(args.display_freq):
-            run.save_samples()
+            run.save_samples(run.held_out or crops)
         if run.due(args.val_freq) and validates:
             run.validate(signals)
-        ends = trainer.step == run.last_step or signals or time.monotonic() > limit
+        number, over = run.ranks.reduce([max(signals, default=0), time.monotonic() > limit], "max")
+        ends = trainer.step == run.last_step or number or over
         if ends:
             run.save()
         elif run.due(args.save_latest_freq):
             run.write(run.save)
         if ends and trainer.step < run.last_step:
-            print(f"stopped after step {trainer.step}, all saved: --resume goes on")
-            return 128 + signals[0] if signals else 124
+            run.say(f"stopped after step {trainer.step}, all saved: --resume goes on")
+            return 128 + int(number) if number else 124
     return 0
 
 

@@ -14,9 +14,11 @@ from PIL import Image
 
 import demo
 import evaluation
+import report
 import test as entry
+from checkpoint import save_checkpoint
 from data import Crops
-from seigan import SEIGAN, Trainer, save_checkpoint
+from seigan import SEIGAN, Trainer
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, head_bias=0.0)
@@ -166,6 +168,21 @@ def test_modes_leave_out_what_they_do_not_train(run, mode, missing):
     columns = 7 - len({"y_hat", "x_hat"} & set(missing))
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width == columns * (64 + 4) + 4
+
+
+def test_the_ranked_sheet_shows_what_the_folders_hold(run):
+    """Rows are ordered by IoU, and each mask is that of mask/STEM.png, whatever batch it was made in."""
+    _, folder, _ = run("seigan")
+    with open(folder / "per_image.csv", newline="") as f:
+        rows = [{"stem": r["stem"], "iou": float(r["iou"])} for r in csv.DictReader(f) if r["iou"]]
+    stems = report.ranked(rows)
+    with Image.open(folder / "best_median_worst.png") as sheet:
+        column = [k for k in report.SHEET if k in evaluation.KINDS].index("mask")
+        for i, stem in enumerate(stems):
+            shown = sheet.crop((4 + 68 * column, 34 + 68 * i, 68 + 68 * column, 98 + 68 * i)).convert("L")
+            with Image.open(folder / "mask" / f"{stem}.png") as mask:
+                expected = np.asarray(mask.resize((64, 64), Image.NEAREST)).astype(int)
+            assert np.abs(np.asarray(shown).astype(int) - expected).max() <= 1
 
 
 def test_earlier_pictures_do_not_stay_beside_new_ones(run, copy):

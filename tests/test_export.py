@@ -4,8 +4,9 @@ import torch
 
 import export
 import photo
+from checkpoint import save_checkpoint
 from networks import pad_to_multiple
-from seigan import SEIGAN, Trainer, save_checkpoint
+from seigan import SEIGAN, Trainer
 
 WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]
 

@@ -23,8 +23,9 @@ from test_train import SMALL, dataroot, records, training_state  # noqa: F401 - 
 import data
 import demo
 import train
+from checkpoint import load_checkpoint, save_checkpoint
 from data import load_image, open_image
-from seigan import SEIGAN, load_checkpoint, save_checkpoint
+from seigan import SEIGAN
 
 FULL = pytest.mark.slow
 RUN = (f"{SMALL} --pool_size 3 --print_freq 1 --val_freq 7 --display_freq 1000000 --save_latest_freq 2 "

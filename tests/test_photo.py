@@ -19,7 +19,8 @@ import matting
 import photo
 import photofile
 import photojobs
-from seigan import SEIGAN, Trainer, save_checkpoint
+from checkpoint import save_checkpoint
+from seigan import SEIGAN, Trainer
 
 ROOT = Path(__file__).parent.parent
 BOX = (30, 20, 40, 30)

@@ -239,3 +239,9 @@ def test_contact_sheet_has_a_labelled_column_a_kind_and_a_row_an_image(tmp_path)
     # ŷ and x̂ wear hats: ink above the height of the bare letters
     tops = [np.argwhere(head)[:, 0].min() for head in heads]
     assert tops[4] < tops[1] and tops[5] < tops[0]
+
+
+@pytest.mark.parametrize("n,expected", [(9, "ihfeba"), (10, "jifeba"), (3, "cba"), (0, "")])
+def test_best_median_and_worst_by_iou(n, expected):
+    rows = [{"stem": "abcdefghij"[i], "iou": i / 10} for i in range(n)] + [{"stem": "unknown"}]
+    assert "".join(report.ranked(rows, each=2)) == expected

@@ -10,13 +10,13 @@ import torch
 from conftest import equal
 from test_train import HERE, SMALL, dataroot, records, run, training_state  # noqa: F401 - fixtures
 
+import checkpoint
 import losses
 import runs
-import seigan
-import train
+from checkpoint import load_checkpoint
 from data import Crops, UnpairedCrops
-from runs import Checkpoints, CollapseWatch, Lock, Log, SkippedSteps
-from seigan import load_checkpoint
+from runs import Checkpoints, Lock, Log
+from watch import CollapseWatch, SkippedSteps
 
 # --- two runs of one name ---
 
@@ -142,7 +142,7 @@ def test_a_damaged_latest_names_the_one_before_it(run, tmp_path):  # noqa: F811
 
 def test_a_run_goes_on_or_stops_where_it_cannot_write(run, tmp_path, monkeypatch):  # noqa: F811
     run(f"--name whole {SMALL}")
-    save_checkpoint, failures = seigan.save_checkpoint, []
+    save_checkpoint, failures = checkpoint.save_checkpoint, []
 
     def fail(path, state):
         if state["step"] < 6:
@@ -176,15 +176,15 @@ def test_a_time_limit_saves_and_stops_with_its_own_code(run, tmp_path):  # noqa:
 
 def test_a_signal_ends_a_validation_which_a_resume_makes_up_for(run, tmp_path, monkeypatch):  # noqa: F811
     run(f"--name whole {SMALL}")
-    real, calls = train.validate, []
+    real, calls = runs.validate, []
 
-    def interrupted(model, crops, device, batch_size, stopped):
+    def interrupted(*args, **options):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), 15)
-        return real(model, crops, device, batch_size, stopped=stopped)
+        return real(*args, **options)
 
-    monkeypatch.setattr(train, "validate", interrupted)
+    monkeypatch.setattr(runs, "validate", interrupted)
     code, _ = run(f"--name a {SMALL}")
     assert code == 143 and [r["step"] for r in records(tmp_path / "a") if "val_iou" in r] == [3]
     assert run("--name a --resume")[0] == 0

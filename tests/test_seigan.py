@@ -9,17 +9,8 @@ from literal import LiteralTrainer, literal_swap, literal_terms
 
 import losses
 import seigan
-from seigan import (
-    GENERATORS,
-    LAMBDAS,
-    NO_VGG,
-    SEIGAN,
-    Trainer,
-    box_mask,
-    load_checkpoint,
-    paste_coarse,
-    save_checkpoint,
-)
+from checkpoint import load_checkpoint, save_checkpoint
+from seigan import GENERATORS, LAMBDAS, NO_VGG, SEIGAN, Trainer, box_mask, paste_coarse
 
 BOX = (0.125, 0.125, 0.75, 0.75)
 TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
@@ -469,3 +460,26 @@ def test_a_failed_save_keeps_the_checkpoint_before_it(tmp_path):
     with pytest.raises(OSError, match="cannot write .*latest.pt .*the one before it is kept"):
         save_checkpoint(tmp_path / "latest.pt", {})
     assert (tmp_path / "latest.pt").read_bytes() == before
+
+
+# --- bfloat16 ---
+
+
+def test_bfloat16_changes_the_terms_little_and_no_weight_s_type(vgg19_state):
+    logs = {}
+    for amp in (False, True):
+        trainer = Trainer(tiny(vgg_state=vgg19_state), amp=amp, diffaug=False)
+        logs[amp] = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+        assert all(v.dtype == torch.float32 for v in logs[amp].values())
+        assert trainer.pools["y_hat"].images.dtype == torch.float32
+    assert any(logs[True][k] != logs[False][k] for k in LAMBDAS)  # it was on
+    for name in (*LAMBDAS, "total", "D_obj", "D_bg"):
+        assert logs[True][name] == pytest.approx(logs[False][name].item(), rel=0.05), name
+
+
+def test_gram_matrices_are_not_rounded_to_bfloat16():
+    features = torch.randn(1, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses.gram(features)
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, losses.gram(features))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from conftest import equal
 from PIL import Image
 
 import demo
+import runs
 import train
-from seigan import SEIGAN, load_checkpoint
+from checkpoint import load_checkpoint
+from seigan import SEIGAN
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ("--gpu -1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --unet_downs 2 --batch_size 2 "
@@ -127,8 +130,8 @@ def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
     run(f"--name whole {SMALL} --pool_size 3 --print_freq 1")
     log_step = train.Run.log_step
 
-    def fail(self, terms):
-        log_step(self, terms)
+    def fail(self, terms, rate):
+        log_step(self, terms, rate)
         if self.trainer.step == 5:
             self.log.file.write(b'{"step": 6, "tot')  # a line cut short
             raise OSError("the machine stops")
@@ -251,8 +254,7 @@ def test_unreadable_picture_is_named(run, tmp_path):
 
 def test_every_option_is_read():
     """No option that nothing reads: each name stands in the code, beside its definition."""
-    with open(train.__file__) as f:
-        source = f.read()
+    source = "".join(Path(module.__file__).read_text() for module in (train, runs))
     for action in train.get_args_parser()._actions:
         if not action.dest.startswith("lambda_") and action.dest != "help":
             assert re.search(rf"args\.{action.dest}\b", source), action.dest

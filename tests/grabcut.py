@@ -1,0 +1,49 @@
+"""What one has without any training: GrabCut started from the box, scored as test.py scores masks.
+
+    pip install opencv-python-headless
+    python tests/grabcut.py --dataroot datasets/butterflies --size 64
+
+For this comparison only; nothing else uses OpenCV.
+"""
+import argparse
+import os
+import sys
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import evaluation  # noqa: E402 - the path comes first
+import metrics  # noqa: E402
+from data import Crops, to_image  # noqa: E402
+
+
+def grabcut(image, box, iterations=5):
+    """Rother et al. (2004): image (H, W, 3) uint8, box (left, top, width, height) in px -> (H, W) of 0 and 1."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.setRNGSeed(0)
+    cv2.grabCut(image[..., ::-1].copy(), mask, box, np.zeros((1, 65)), np.zeros((1, 65)), iterations,
+                cv2.GC_INIT_WITH_RECT)
+    return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataroot", required=True, help="folder of crops with masks and boxes")
+    parser.add_argument("--split", default="test", help="part of it")
+    parser.add_argument("--size", type=int, default=128, help="side of the crops in px")
+    args = parser.parse_args()
+    crops = Crops(args.dataroot, args.split, args.size)
+    scores = []
+    for stem in crops.stems:
+        truth, box = evaluation.read_truth(crops, stem), evaluation.read_box(crops, stem).numpy()
+        if truth is not None and np.isfinite(box).all():
+            mask = grabcut(np.array(to_image(crops.object(stem))), (box * args.size).round().astype(int).tolist())
+            scores.append(metrics.score(mask, truth)["iou"])
+    low, high = metrics.bootstrap(np.array(scores)[:, None])[0]
+    print(f"GrabCut from the box, {args.size} px, {len(scores)} objects: "
+          f"IoU {np.mean(scores):.3f} [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What watches over a run: signals, steps that were not applied, collapsed masks, speed.
+
+Nothing here knows options, networks or files.
+"""
+import math
+import signal
+import time
+from contextlib import contextmanager
+
+import torch
+
+# --- signals ---
+
+
+@contextmanager
+def catch_signals():
+    """Give a list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
+    caught = []
+
+    def handle(number, _frame):
+        caught.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_signals(_worker):
+    """Let Ctrl-C, which a terminal sends to every process, end the loading processes with the main one alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# --- what can go wrong with the numbers ---
+
+
+class SkippedSteps:
+    """Counts the steps that `Trainer.train_step` did not apply, because a loss or a gradient was not finite.
+
+    Args:
+        limit: so many in a row end the run.
+        files: step -> text that names the step's files.
+    """
+
+    def __init__(self, limit, files):
+        self.limit, self.files, self.total, self.in_a_row, self.waiting = limit, files, 0, 0, []
+
+    def add(self, step, terms):
+        """Keep a step's terms, on their device: reading each at once would make the device wait."""
+        self.waiting.append((step, terms))
+
+    def check(self, warn):
+        """Read what was added; `warn` is called with a line for each step skipped. ValueError at the limit."""
+        skipped = torch.stack([terms["skipped"] for _, terms in self.waiting]).tolist() if self.waiting else []
+        for (step, terms), bad in zip(self.waiting, skipped, strict=True):
+            self.in_a_row = self.in_a_row + 1 if bad else 0
+            if bad:
+                self.total += 1
+                names = [k for k, v in terms.items() if not math.isfinite(v)] or ["a gradient"]
+                warn(f"step {step} was not applied, {self.total} so far: {', '.join(names)} not finite on "
+                     f"{self.files(step)}")
+            if self.in_a_row == self.limit:
+                raise ValueError(f"{self.limit} steps in a row were not finite, the last one {step}: lower --lr or the "
+                                 "λs of the terms named above; the last checkpoint is good")
+        self.waiting = []
+
+    def state_dict(self):
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state):
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+
+COLLAPSES = {
+    "empty": ("the masks have been empty for {} steps: raise --lambda_coarse and --lambda_enh, or lower "
+              "--lambda_bg_mae and --lambda_id_bg"),
+    "full": ("the masks have filled all that they may for {} steps: lower --lambda_coarse and --lambda_enh, or raise "
+             "--lambda_bg_mae and --lambda_id_bg; crops.json with the objects' boxes and --box_prior keep them in"),
+    "constant": ("the masks have been the same on all pictures for {} steps: the data may be too few or too alike, "
+                 "else lower --lr_seg, and leave the discriminators' augmentation on"),
+}
+
+
+class CollapseWatch:
+    """Tells when masks stay empty, full or the same on all pictures for `steps` steps.
+
+    A mask is empty when less than a hundredth of the pixels that it may take are at ½ or more, and full from .97
+    on; masks are the same when they differ by less than .02 a pixel between pictures.
+    """
+
+    def __init__(self, steps):
+        self.steps, self.kind, self.since, self.told = steps, None, 0, False
+
+    def add(self, step, fill, spread):
+        """The collapse seen, one of COLLAPSES, when it is complete; None otherwise, and while it lasts.
+
+        fill: share of the pixels a mask may take that are at ½ or more; spread: mean standard deviation of a pixel
+        of the mask over a batch, NaN for a batch of one.
+        """
+        kind = "empty" if fill < 0.01 else "full" if fill > 0.97 else "constant" if spread < 0.02 else None
+        if kind != self.kind:
+            self.kind, self.since, self.told = kind, step, False
+        if kind is None or self.told or step - self.since < self.steps:
+            return None
+        self.told = True
+        return kind
+
+    def state_dict(self):
+        return {"kind": self.kind, "since": self.since, "told": self.told}
+
+    def load_state_dict(self, state):
+        self.kind, self.since, self.told = state["kind"], state["since"], state["told"]
+
+
+# --- speed ---
+
+
+class Meter:
+    """Images a second, and the share of the time that is spent waiting for data."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        """Begin to measure anew, after a pause for something else."""
+        self.begun, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    def wait(self, batches):
+        """Pass `batches` on, and time how long each takes to come."""
+        batches = iter(batches)
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def read(self, batch_size):
+        """The figures since the last reading, or restart."""
+        elapsed = max(time.perf_counter() - self.begun, 1e-9)
+        figures = {"images_per_s": self.steps * batch_size / elapsed, "data_wait": self.waited / elapsed}
+        self.restart()
+        return figures
