@@ -8,13 +8,12 @@ An image is one pair x, y of a step. Steps of all rows alternate, so that what e
 alike; figures are medians. GFLOP are torch's count of the convolutions and matrix products, a multiplication and an
 addition being 2; "of peak" is their rate over the best that large convolutions reached in this run in that dtype.
 Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
-on a CPU the resident set of a process of its own.
+on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
 import argparse
 import inspect
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -161,12 +160,20 @@ def count_flops(function):
 
 
 def peak_resident(row, network, size, batch):
-    """Bytes that four steps add at their peak to a new process that has imported torch (Linux counts in KiB)."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes that four steps add at their peak to a new process with torch; NaN where /proc does not say."""
+    before = most_resident()
     step = build_step(row, network, size, batch, torch.device("cpu"))
     for _ in range(4):
         step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return most_resident() - before
+
+
+def most_resident():
+    try:  # not getrusage, whose figure a new process takes over from the one that started it
+        with open("/proc/self/status", encoding="utf-8") as f:
+            return next(1024 * float(line.split()[1]) for line in f if line.startswith("VmHWM:"))
+    except OSError:
+        return math.nan
 
 
 def prepared(row, args, size, batch):
@@ -227,6 +234,7 @@ def print_data(args):
     """The share of a run's time that the loop waits for pictures."""
     import demo
     from data import Crops, UnpairedCrops
+    from parallel import Ranks
     from train import batches
 
     size, batch, count = args.sizes[0], 8, 24
@@ -236,7 +244,7 @@ def print_data(args):
         dataset = UnpairedCrops(Crops(folder, "train", size))
         for processes in (0, 2):
             options = argparse.Namespace(batch_size=batch, num_threads=processes)
-            stream = iter(batches(dataset, options, 0, count, args.device))
+            stream = iter(batches(dataset, options, 0, count, args.device, Ranks()))
             next(stream)  # the processes start
             waited = stepped = 0.0
             for _ in range(count - 1):

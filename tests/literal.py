@@ -63,6 +63,8 @@ class LiteralTrainer:
 
     def __init__(self, trainer):
         self.trainer, self.model = trainer, trainer.model
+        for name in (*GENERATORS, "D_obj", "D_bg"):
+            self.model.get_submodule(name).requires_grad_(True)
         self.opt_G, self.opt_D = (self._plain_adam(opt) for opt in (trainer.opt_G, trainer.opt_D))
 
     @staticmethod
