@@ -53,9 +53,14 @@ def get_args():
     add("--seconds", type=float, default=30.0, help="of timing for each table")
     add("--limit", type=float, default=300.0, help="seconds after which what is left is skipped")
     add("--rows", help="of the table of steps, separated by commas: literal, ours, or ours+OPTION; else all")
+    add("--memory", action="store_true", help="measure memory on a CPU too, in a process for each row")
     add("--compile", action="store_true", help="time torch.compile on a CPU too, which takes minutes to compile")
+    add("--threads", type=int, help="of torch on a CPU; else torch's choice")
+    add("--cpu_time", action="store_true", help="processor time, not the clock: for busy machines, with --threads 1")
     add("--parts", default=",".join(PARTS), help="which tables")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.device = pick_device(args.gpu)
     on_cpu = args.device.type == "cpu"
     args.sizes = args.sizes or ([64] if on_cpu else [64, 128, 256])
@@ -63,6 +68,7 @@ def get_args():
     for name, value in (SMALL if on_cpu else PAPER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.clock = time.process_time if args.cpu_time else time.perf_counter
     args.network = {name: getattr(args, name) for name in PAPER}
     return args
 
@@ -97,9 +103,6 @@ def build_step(row, network, size, batch, device):
         for net in (*GENERATORS, "D_obj", "D_bg"):
             model.get_submodule(net).compile()
     trainer = Trainer(model, **kwargs)
-    if "no_fused" in options:
-        for group in trainer.opt_G.param_groups + trainer.opt_D.param_groups:
-            group["fused"] = False
     trainer = LiteralTrainer(trainer) if name == "literal" else trainer
 
     def step():
@@ -111,35 +114,34 @@ def build_step(row, network, size, batch, device):
 def all_rows(args):
     on_gpu = args.device.type == "cuda"
     default = "ours+amp" if on_gpu else "ours"
-    toggled = ["ours" if on_gpu else "ours+amp", f"{default}+channels_last", f"{default}+no_fused",
-               f"{default}+no_diffaug", f"{default}+no_ema"]
+    toggled = ["ours" if on_gpu else "ours+amp", *(f"{default}+{k}" for k in ("channels_last", "no_diffaug", "no_ema"))]
     return ["literal", default, *toggled, *([f"{default}+compile"] if on_gpu or args.compile else [])]
 
 
 # --- clocks and meters ---
 
 
-def timed(function, device):
+def timed(function, device, clock=time.perf_counter):
     """Seconds of one call, with all that it set going on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    begun = time.perf_counter()
+    begun = clock()
     function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
-def medians(functions, seconds, device):
+def medians(functions, args, seconds):
     """{name: function} -> {name: median seconds}, of calls by turns for `seconds`, at least three of each."""
     times, end = {name: [] for name in functions}, time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 3:
         for name, function in functions.items():
-            times[name].append(timed(function, device))
+            times[name].append(timed(function, args.device, args.clock))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def attainable_rate(device, dtype):
+def attainable_rate(device, clock, dtype):
     """FLOP/s of the best of some large 3x3 convolutions, forwards."""
     best, (n, side) = 0.0, (8, 64) if device.type == "cpu" else (64, 64)
     with torch.no_grad():
@@ -148,7 +150,7 @@ def attainable_rate(device, dtype):
                 x = torch.randn(n, channels, side, side, device=device, dtype=dtype).contiguous(memory_format=layout)
                 conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
                 conv = conv.to(memory_format=layout)
-                seconds = min(timed(lambda conv=conv, x=x: conv(x), device) for _ in range(8))
+                seconds = min(timed(lambda conv=conv, x=x: conv(x), device, clock) for _ in range(8))
                 best = max(best, 2 * 9 * channels**2 * n * side**2 / seconds)
     return best
 
@@ -182,6 +184,8 @@ def prepared(row, args, size, batch):
     if device.type == "cpu":
         step = build_step(row, args.network, size, batch, device)
         flops = count_flops(step)
+        if not args.memory:
+            return step, flops, math.nan
         with get_context("spawn").Pool(1) as pool:
             return step, flops, pool.apply(peak_resident, (row, args.network, size, batch))
     before = torch.cuda.memory_allocated(device)
@@ -206,7 +210,7 @@ def print_steps(args, size, batch, peaks):
         step, *costs[row] = prepared(row, args, size, batch)
         if step is not None:
             steps[row] = step
-    seconds = medians(steps, args.seconds, args.device)
+    seconds = medians(steps, args, args.seconds)
     flops = {row: cost[0] for row, cost in costs.items()}
     print(f"\n| step, {size} px, batch {batch} | images/s | x literal | GFLOP/image | of peak | memory, MiB |")
     print("|---|---|---|---|---|---|")
@@ -217,15 +221,16 @@ def print_steps(args, size, batch, peaks):
         flop = flops[row] or flops.get(row.replace("+compile", ""), 0)
         peak = peaks["bfloat16" if "amp" in row else "float32"]
         ratio = f"{seconds['literal'] / seconds[row]:.2f}" if "literal" in steps else ""
+        memory = "n/a" if math.isnan(costs[row][1]) else f"{costs[row][1] / 2**20:.0f}"
         print(f"| {row} | {batch / seconds[row]:.1f} | {ratio} | {flop / batch / 1e9:.1f} | "
-              f"{100 * flop / seconds[row] / peak:.0f} % | {costs[row][1] / 2**20:.0f} |", flush=True)
+              f"{100 * flop / seconds[row] / peak:.0f} % | {memory} |", flush=True)
 
 
 def print_inference(args, size, batch, _peaks):
     model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
     x, y = pictures(size, batch, args.device)
     calls = {"segment": lambda: model.segment(x), "remove": lambda: model.remove(x), "paste": lambda: model.paste(x, y)}
-    seconds = medians(calls, args.seconds / 4, args.device)
+    seconds = medians(calls, args, args.seconds / 4)
     print(f"\ninference, {size} px, batch {batch}, images/s: "
           + ", ".join(f"{name} {batch / s:.1f}" for name, s in seconds.items()), flush=True)
 
@@ -301,7 +306,7 @@ def main():
         print("GPU: not run: no GPU")
     peaks = {}
     if "steps" in parts:
-        peaks = {str(dtype)[6:]: attainable_rate(args.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        peaks = {str(t)[6:]: attainable_rate(args.device, args.clock, t) for t in (torch.float32, torch.bfloat16)}
         print("attainable: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items()))
     for part, table in {"steps": print_steps, "inference": print_inference}.items():
         for size in args.sizes if part in parts else ():
