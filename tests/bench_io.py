@@ -138,22 +138,24 @@ def bench_test(args, _):
         root, model = make_run(folder, args)
         model.eval()
         batches = read_batches(root, args.size, args.batch_size)
-        argv = ["--name", "bench", "--checkpoints_dir", os.path.join(folder, "checkpoints"), "--gpu", "-1",
-                "--results_dir", os.path.join(folder, "results"), "--batch_size", str(args.batch_size)]
 
         def forward():
             for batch in batches:
                 evaluation.run_networks(model, *batch)
 
+        def evaluate(results, *options):
+            entry.main(["--name", "bench", "--checkpoints_dir", f"{folder}/checkpoints", "--gpu", "-1",
+                        "--results_dir", f"{folder}/{results}", "--batch_size", str(args.batch_size), *options])
+
         turns = []
         evaluation.run_networks(model, *batches[0])
-        for _ in range(args.repeats):
+        for i in range(args.repeats):
             turns.append({"forward passes alone": seconds(forward),
-                          "test.py, without start-up": seconds(lambda: entry.main(argv)),
-                          "test.py --no_images, likewise": seconds(lambda: entry.main([*argv, "--no_images"])),
+                          "test.py": seconds(lambda i=i: evaluate(f"with{i}")),
+                          "test.py --no_images": seconds(lambda i=i: evaluate(f"without{i}", "--no_images")),
                           "start-up (imports)": start_up("test")})
     print(f"{args.crops} crops, {args.size} px, ngf {args.ngf}, batches of {args.batch_size}, "
-          f"{torch.get_num_threads()} threads, {args.repeats} turns")
+          f"{torch.get_num_threads()} threads, {args.repeats} turns; test.py without its start-up")
     table(turns, "forward passes alone")
 
 
