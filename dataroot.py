@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crops import Job, box_in_crop, cut, cut_mask, open_photo
+from pngfile import save_png
 from sources import UNREADABLE
 
 FORMAT = 1
@@ -130,11 +131,11 @@ def cut_job(job: Job, folder: str, size: int) -> dict:
         return {"file": photo.file, "problem": problem, "example": f"{photo.path}: {error}".splitlines()[0]}
     masks = {}
     for piece in job.objects:
-        save_png(folder, "objects", piece.stem, np.asarray(cut(image, piece.window, size)))
+        save_crop(folder, "objects", piece.stem, np.asarray(cut(image, piece.window, size)))
         if piece.box.mask is not None:
             masks[piece.stem] = save_masks(folder, piece, photo, size)
     for piece in job.backgrounds:
-        save_png(folder, "backgrounds", piece.stem, np.asarray(cut(image, piece.window, size)))
+        save_crop(folder, "backgrounds", piece.stem, np.asarray(cut(image, piece.window, size)))
     return {"file": photo.file, "hash": difference_hash(image), "masks": masks}
 
 
@@ -148,15 +149,15 @@ def save_masks(folder, piece, photo, size) -> str:
     inside = np.count_nonzero(crop[max(y, 0):y + h, max(x, 0):x + w] == 255)
     if inside == 0 or inside < 0.5 * np.count_nonzero(crop == 255):
         return f"annotation {piece.box.id!r} of {photo.file}: the mask lies outside its box"
-    save_png(folder, "masks", piece.stem, crop)
-    save_png(folder, "masks_source", piece.stem, source)
+    save_crop(folder, "masks", piece.stem, crop)
+    save_crop(folder, "masks_source", piece.stem, source)
     return "ok"
 
 
-def save_png(folder, kind, stem, pixels: np.ndarray):
+def save_crop(folder, kind, stem, pixels: np.ndarray):
     """Write folder/kind/stem.png whole, from (H, W) grey or (H, W, 3) RGB uint8."""
     place = os.path.join(folder, kind, stem)
-    Image.fromarray(pixels).save(f"{place}.part", "PNG", compress_level=1)  # level 6 takes twice as long
+    save_png(f"{place}.part", pixels)
     os.replace(f"{place}.part", f"{place}.png")
 
 

@@ -5,18 +5,17 @@ figures do not depend on batch size or threads. Files are read and written by th
 """
 import math
 import os
-import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 import metrics
 import quality
 from data import list_images, open_image
+from pngfile import save_png
 from seigan import box_mask, paste_coarse
 
 KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order
@@ -280,9 +279,7 @@ def _finish(example, mask, figures, fixed, pictures, folder):
         row |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn,
                 "mask_area": (tp + fp) / scored, "true_area": (tp + fn) / scored}
     for kind, pixels in pictures.items() if folder else ():
-        # photographs hardly repeat, so the search for repeats is left out: as small, and twice as fast
-        path = os.path.join(folder, kind, f"{example.stem}.png")
-        Image.fromarray(pixels).save(path, compress_type=zlib.Z_HUFFMAN_ONLY)
+        save_png(os.path.join(folder, kind, f"{example.stem}.png"), pixels)
     return row | figures
 
 

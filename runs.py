@@ -1,4 +1,5 @@
 """A run: its folder with lock, log and checkpoints, and all that happens beside the steps of a training."""
+import errno
 import json
 import math
 import os
@@ -34,6 +35,8 @@ class Lock:
         try:
             _lock(self.file)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                return  # a file system without locks: nobody can be kept out
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             self.file.close()
@@ -273,18 +276,22 @@ class Run:
             self.write(save_samples, path, self.trainer.averaged, crops, self.trainer.model.box.device)
 
     def put_aside(self):
-        """Move what the run wrote to a folder collapsed_1, _2, ... within its own. ValueError after `RESTARTS`."""
+        """Move what the run wrote to a folder collapsed_1, _2, ... within its own, and return its path.
+
+        ValueError after `RESTARTS`.
+        """
         tries = sum(name.startswith("collapsed_") for name in os.listdir(self.folder))
         self.ranks.reduce([0])  # all have counted before the first one moves
         if tries == RESTARTS:
             raise ValueError(f"the masks have collapsed in {RESTARTS + 1} runs: this takes other λs than a restart "
                              "tries; see docs/training.md")
+        aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
         if self.writes:
-            aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
             os.makedirs(aside)
             for name in os.listdir(self.folder):
                 if name != ".lock" and not name.startswith("collapsed_"):
                     shutil.move(os.path.join(self.folder, name), aside)
+        return aside
 
 
 class Collapse(Exception):  # noqa: N818 - it ends no program

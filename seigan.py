@@ -298,7 +298,11 @@ class SEIGAN(nn.Module):
 
         Raises FileNotFoundError or ValueError, in one line, if there is none or it is not one of ours.
         """
-        state = load_checkpoint(path)
+        return cls.from_state(load_checkpoint(path), path, device)
+
+    @classmethod
+    def from_state(cls, state, path, device="cpu"):
+        """`load` of a checkpoint that has been read from `path`. Raises ValueError, in one line, if it does not fit."""
         try:
             model = cls(**state["config"] | {"lambdas": NO_VGG})
             model.load_networks(state["networks"])

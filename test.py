@@ -68,7 +68,7 @@ def run(args):
     device = pick_device(args.gpu)
     path = os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
     state = load_checkpoint(path)
-    model = SEIGAN.load(path, device)
+    model = SEIGAN.from_state(state, path, device)
     size, dataroot = model.config["size"], args.dataroot or state.get("options", {}).get("dataroot")
     if not dataroot:
         raise ValueError(f"{path} does not name its data: give --dataroot")

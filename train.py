@@ -195,8 +195,9 @@ def resumed_args(parser, argv, saved):
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     for key, value in vars(args).items():
-        if key not in RESUMABLE and value != saved.get(key):
-            raise ValueError(f"--{key} was {saved.get(key)} when this run began, got {value}: "
+        before = saved.get(key, parser.get_default(key))  # an option that is newer than the run
+        if key not in RESUMABLE and value != before:
+            raise ValueError(f"--{key} was {before} when this run began, got {value}: "
                              "leave it out, or begin a new run under another --name")
     return args
 
@@ -337,22 +338,26 @@ def main(argv=None):
     """Train as the command line says. Returns the exit code."""
     try:
         args, checkpoint = parse_args(argv)
-        if args.demo and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
-            print(f"making the demo set in {args.dataroot}")
-            demo.make_demo(args.dataroot)
         ranks = Ranks(args.gpu)
         try:
+            if args.demo and ranks.rank == 0 and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
+                print(f"making the demo set in {args.dataroot}")
+                demo.make_demo(args.dataroot)
+            ranks.reduce([0])  # the others wait for it
             return train(args, ranks, checkpoint)
         finally:
             ranks.close()
     except torch.cuda.OutOfMemoryError:
-        print("train.py: error: the GPU's memory is full: lower --batch_size, --size or --ngf", file=sys.stderr)
-        return 2
+        message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
     except (ValueError, OSError) as error:
         # a loading process wraps its error in a traceback, whose last line it is
         message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        print(f"train.py: error: {message}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        message = f"{str(error).splitlines()[0]} Leave --deterministic out, or take a newer torch"
+    print(f"train.py: error: {message}", file=sys.stderr)
+    return 2
 
 
 def train(args, ranks, checkpoint=None):
@@ -376,8 +381,7 @@ def train(args, ranks, checkpoint=None):
         except Collapse as collapse:
             kind, message = collapse.args
             run.close()
-            run.put_aside()
-            run.say(f"train.py: warning: {message}; beginning anew, {run.folder} keeps this try", sys.stderr)
+            run.say(f"train.py: warning: {message}; beginning anew, {run.put_aside()} keeps this try", sys.stderr)
             args, checkpoint = restarted(args, kind), None
         finally:
             run.close()

@@ -1,0 +1,38 @@
+"""PNGs written by pngfile.py, read back by Pillow."""
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pngfile import encode_png, save_png
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 48), (1, 1, 3), (5, 7, 3), (128, 128, 3)])
+@pytest.mark.parametrize("content", ["noise", "runs", "one value"])
+def test_pillow_reads_back_every_pixel(tmp_path, shape, content):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, shape).astype(np.uint8)
+    if content != "noise":
+        pixels = np.where(pixels > 200, 255, 0).astype(np.uint8) if content == "runs" else np.full_like(pixels, 128)
+    save_png(tmp_path / "a.png", pixels)
+    with Image.open(tmp_path / "a.png") as image:
+        image.verify()  # checksums
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG" and image.mode == ("L" if pixels.ndim == 2 else "RGB")
+        assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_strided_pixels_are_written_as_they_look():
+    pixels = np.arange(3 * 40 * 30, dtype=np.uint32).astype(np.uint8).reshape(3, 40, 30).transpose(1, 2, 0)[::-2, 3:]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(pixels)))), pixels)
+
+
+def test_files_are_about_as_small_as_pillows():
+    smooth = np.random.default_rng(1).normal(0, 1, (128, 128, 3)).cumsum(0).cumsum(1)
+    photograph = ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
+    mask = np.where(np.hypot(*np.mgrid[-64:64, -64:64]) < 40, 255, 0).astype(np.uint8)
+    for pixels in (photograph, mask):
+        pillows = io.BytesIO()
+        Image.fromarray(pixels).save(pillows, "PNG", compress_level=1)
+        assert len(encode_png(pixels)) < 1.2 * len(pillows.getvalue())
