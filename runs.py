@@ -7,7 +7,6 @@ import shutil
 import sys
 
 import torch
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from checkpoint import save_checkpoint
@@ -301,6 +300,8 @@ class Collapse(Exception):  # noqa: N818 - it ends no program
 @torch.no_grad()
 def save_samples(path, model, crops, device, rows=8):
     """A grid of the first crops, always the same: columns x, m, z, ŷ, x̂, y, m̂, x̂̂, ŷ̂ (as far as the mode has them)."""
+    from torchvision.utils import make_grid  # here: it takes as long to import as torch
+
     stems, others = crops.stems[:rows], crops.background_stems[:rows]
     n = min(len(stems), len(others))
     x = torch.stack([crops.object(s) for s in stems[:n]]).to(device)
