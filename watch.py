@@ -14,13 +14,15 @@ import torch
 
 @contextmanager
 def catch_signals():
-    """Give a list that SIGINT or SIGTERM appends its number to; a second signal ends the process at once."""
+    """Give a list that SIGINT or SIGTERM appends its number to; the same signal again ends the process at once.
+
+    (torchrun sends SIGTERM after a Ctrl-C that the processes have already had: that must not count as a second one.)
+    """
     caught = []
 
     def handle(number, _frame):
         caught.append(number)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,9 +1,11 @@
 """Two processes against one: gradients, steps, a run and its resume, over gloo on the CPU."""
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -131,3 +133,25 @@ def test_a_batch_that_does_not_divide_is_one_clear_line(dataroot, tmp_path):  # 
     done = torchrun(f"--name a --dataroot {dataroot} --checkpoints_dir {tmp_path} {SMALL} --batch_size 3")
     assert done.returncode != 0
     assert "train.py: error: --batch_size must divide by the number of processes, 2, got 3" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves_and_a_resume_is_exact(dataroot, tmp_path, number):  # noqa: F811
+    base = f"--dataroot {dataroot} --checkpoints_dir {tmp_path}"
+    command = [*TORCHRUN, os.path.join(HERE, "train.py"), *f"--name cut {base} {SMALL} --n_epochs 200 --print_freq 1 "
+               "--val_freq 100 --display_freq 10000 --save_latest_freq 10000".split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "log.jsonl").exists() or not records(tmp_path / "cut"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and out.count("all saved: --resume goes on") == 1
+    step = load_checkpoint(tmp_path / "cut" / "latest.pt")["step"]
+    assert 0 < step < 800
+    torchrun(f"--name cut {base} --resume --n_epochs 100")
+    torchrun(f"--name whole {base} {SMALL} --n_epochs 100 --print_freq 1 --val_freq 100 --display_freq 10000 "
+             "--save_latest_freq 10000")
+    assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
