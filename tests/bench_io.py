@@ -29,7 +29,8 @@ import demo  # noqa: E402
 import evaluation  # noqa: E402
 import prepare  # noqa: E402
 import test as entry  # noqa: E402
-from seigan import SEIGAN, Trainer, box_mask, save_checkpoint  # noqa: E402
+from checkpoint import save_checkpoint  # noqa: E402
+from seigan import SEIGAN, Trainer, box_mask  # noqa: E402
 
 
 def seconds(work):
