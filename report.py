@@ -8,6 +8,7 @@ import json
 import math
 import os
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import curves
@@ -41,6 +42,12 @@ def contact_sheet(path, pictures, kinds=SHEET, gap=4, header=34):
                 picture = Image.fromarray(row[kind]).resize((side, side), Image.NEAREST)
                 sheet.paste(picture, (left, header + i * (side + gap)))
     sheet.save(path)
+
+
+def read_pictures(folder, stem):
+    """{kind: uint8 array} of what folder/KIND/STEM.png there is."""
+    paths = {kind: os.path.join(folder, kind, f"{stem}.png") for kind in SHEET}
+    return {kind: np.asarray(Image.open(path)) for kind, path in paths.items() if os.path.isfile(path)}
 
 
 def ranked(rows, each=4):

@@ -93,9 +93,12 @@ def run(args):
         "frechet": evaluation.frechet(features, feature_net) if feature_net else None,
     }
     shown = report.ranked(rows)
-    if shown:
-        report.contact_sheet(os.path.join(folder, "best_median_worst.png"),
-                             evaluation.pictures_of(model, crops, shown, device, args.seed))
+    if shown and args.no_images:
+        pictures = evaluation.pictures_of(model, crops, shown, device, args.seed)
+    else:
+        pictures = [report.read_pictures(folder, stem) for stem in shown]
+    if pictures:
+        report.contact_sheet(os.path.join(folder, "best_median_worst.png"), pictures)
     log = os.path.join(args.checkpoints_dir, args.name, "log.jsonl")
     write(folder, figures, rows, classes, first, log, not args.no_images)
     print(table(figures))

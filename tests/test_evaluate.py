@@ -183,6 +183,10 @@ def test_the_ranked_sheet_shows_what_the_folders_hold(run):
             with Image.open(folder / "mask" / f"{stem}.png") as mask:
                 expected = np.asarray(mask.resize((64, 64), Image.NEAREST)).astype(int)
             assert np.abs(np.asarray(shown).astype(int) - expected).max() <= 1
+    whole = np.asarray(Image.open(folder / "best_median_worst.png").convert("RGB")).astype(int)
+    run("seigan", "--no_images")  # then the pictures are made anew
+    again = np.asarray(Image.open(folder / "best_median_worst.png").convert("RGB")).astype(int)
+    assert np.abs(whole - again).max() <= 1
 
 
 def test_earlier_pictures_do_not_stay_beside_new_ones(run, copy):
