@@ -370,9 +370,9 @@ def test_one_batch_is_learned_and_the_mask_does_not_collapse():
     trainer = Trainer(model, lr=1e-3, lr_seg=1.0)
     x, y = torch.full((4, 3, 16, 16), -0.5), torch.full((4, 3, 16, 16), -0.5)
     x[:, :, 4:12, 4:12] = 0.7
-    logs = [trainer.train_step(x, y, torch.tensor([BOX] * 4)) for _ in range(100)]
-    assert logs[-1]["obj_mae"] < 0.6 * logs[0]["obj_mae"]
-    assert logs[-1]["bg_mae"] < 0.5 * logs[0]["bg_mae"]
+    logs = [trainer.train_step(x, y, torch.tensor([BOX] * 4)) for _ in range(150)]
+    for term in ("obj_mae", "bg_mae"):  # over 20 steps: single ones jump, and differ with the number of threads
+        assert sum(log[term] for log in logs[-20:]) / 20 < 0.5 * logs[0][term]
     assert 0.05 < logs[-1]["mask_area"] < 0.6
 
 
