@@ -6,6 +6,7 @@ The processes' numbers come from torchrun's environment. Small things (figures, 
 CPU, so that no GPU waits for them; gradients travel as DistributedDataParallel sends them.
 """
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -56,3 +57,16 @@ class Ranks:
     def close(self):
         if self.started:
             dist.destroy_process_group()
+
+
+def leave(code):
+    """End this process with `code`.
+
+    Where it was one of several, without the interpreter's own end: DistributedDataParallel keeps gloo's threads alive
+    beyond `Ranks.close`, and one that then lets go of a tensor aborts the process (SIGABRT, after all is done).
+    """
+    if dist.is_torchelastic_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 import demo
 from checkpoint import load_checkpoint
 from data import Crops, StepSampler, UnpairedCrops
-from parallel import Ranks
+from parallel import Ranks, leave
 from runs import Collapse, Run, previous
 from seigan import LAMBDAS, MODES, NOCYCLE_TERMS, SEIGAN, VGG_TERMS, Trainer, pick_device
 from watch import catch_signals, leave_signals
@@ -425,4 +425,4 @@ def loop(run, signals, limit):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
