@@ -1,12 +1,12 @@
 """From a model and test crops to figures and pictures: what test.py runs.
 
 Object i is paired with background i mod n, both in file order, and the noise depends on a seed alone: the
-figures do not depend on batch size or threads. Files are read and written by threads while the networks run.
+figures do not depend on batch size or threads.
 """
 import math
 import os
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -184,50 +184,63 @@ def _mask_score(mask, truth):
 
 
 def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, folder=None,
-             feature_net=None, seed=0, n_first=0, progress=lambda batches: batches):
+             feature_net=None, seed=0, n_first=0, progress=lambda results, total: results):
     """Run `model` over all objects of `crops`.
 
     Args:
+        batch_size: images at a time in each thread.
+        num_threads: batches in work at once, each in a thread of its own from the files to the figures: on a CPU the
+            threads share torch's cores, which small networks use better so than all together on one batch.
         fixed: the mean mask (1, 1, S, S), or None.
         folder: where pictures go, folder/KIND/STEM.png for each of KINDS that there is; None = nowhere.
         feature_net: a `quality.FeatureNet`, or None.
         n_first: images whose pictures are returned.
-        progress: wraps the list of batches.
+        progress: wraps the results of the batches as they come; is told how many there will be.
 
     Returns:
         rows, one dict an image in file order (NaN where there is no value); features {symbol: (N, D)}; and
         the first images' pictures, dicts {kind: uint8 (S, S) or (S, S, 3)}.
     """
-    rows, features, first, waiting = [], {}, [], deque()
     fixed = None if fixed is None else fixed[0, 0].numpy()
+    num_threads = max(1, num_threads)
+    batch_size = min(batch_size, math.ceil(len(crops.stems) / num_threads))  # few images are shared out too
     starts = range(0, len(crops.stems), batch_size)
-    batches = [range(s, min(s + batch_size, len(crops.stems))) for s in starts]
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        def read(batch):
-            return [pool.submit(read_example, crops, i) for i in batch]
 
-        reading = read(batches[0])
-        for k, _ in enumerate(progress(batches)):
-            examples = [future.result() for future in reading]
-            reading = read(batches[k + 1]) if k + 1 < len(batches) else []
-            pictures, columns = _run_batch(model, examples, device, seed, feature_net, features)
-            masks = pictures["mask"][:, 0].numpy()
-            pictures = unstack(pictures, examples) if folder or len(first) < n_first else [{}] * len(examples)
-            first += pictures[: n_first - len(first)]
-            for kind in {kind for part in pictures for kind in part} if folder else ():
-                os.makedirs(os.path.join(folder, kind), exist_ok=True)
-            waiting.append([
-                pool.submit(_finish, example, masks[i], {name: values[i] for name, values in columns.items()}, fixed,
-                            pictures[i], folder)
-                for i, example in enumerate(examples)])
-            while len(waiting) > 2:  # bounds what is held in memory
-                rows += [future.result() for future in waiting.popleft()]
-        rows += [future.result() for futures in waiting for future in futures]
+    def work(start):
+        examples = [read_example(crops, i) for i in range(start, min(start + batch_size, len(crops.stems)))]
+        pictures, columns, features = run_batch(model, examples, device, seed, feature_net)
+        rows = [_row(e, mask, fixed) for e, mask in zip(examples, pictures["mask"][:, 0].numpy(), strict=True)]
+        rows = [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)]
+        pictures = unstack(pictures, examples) if folder or start < n_first else []
+        if folder:
+            _write_pictures(folder, [e.stem for e in examples], pictures)
+        return rows, features, pictures[: max(0, n_first - start)]
+
+    rows, features, first = [], {}, []
+    with _sharing_cores(num_threads) as pool:
+        for some, parts, pictures in progress(pool.map(work, starts), len(starts)):
+            rows += some
+            first += pictures
+            for symbol, part in parts.items():
+                features.setdefault(symbol, []).append(part)
     return rows, {symbol: torch.cat(parts).numpy() for symbol, parts in features.items()}, first
 
 
-def _run_batch(model, examples, device, seed, feature_net, features):
-    """Pictures {kind: (N, C, S, S) on the CPU} and figures {column: list of N} of a batch; adds to `features`."""
+@contextmanager
+def _sharing_cores(num_threads):
+    """A pool of threads, each with its share of torch's cores."""
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads,
+                                initargs=(max(1, cores // num_threads),)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)  # what threads of later go by
+
+
+def run_batch(model, examples, device, seed=0, feature_net=None):
+    """What the model makes of `examples`: pictures {kind: (N, C, S, S) on the CPU}, figures {column: list of N} and
+    features {symbol: (N, D) on the CPU}."""
     x, y = (torch.stack([getattr(e, name) for e in examples]).to(device) for name in ("x", "y"))
     box = torch.stack([e.box for e in examples])
     box = torch.where(box.isnan(), model.box.cpu(), box)
@@ -238,13 +251,11 @@ def _run_batch(model, examples, device, seed, feature_net, features):
     hole = hole.to(device)
     images, scores = run_networks(model, x, y, box.to(device), hole, seed)
     figures = scores | measure_images(x, y, hole, images)
-    if feature_net is not None:
-        for symbol, image in {"x": x, "y": y, **images}.items():
-            if symbol in ("x", "y", "z", "y_hat", "x_hat"):
-                features.setdefault(symbol, []).append(feature_net(image).cpu())
+    symbols = {"x": x, "y": y, **{k: v for k, v in images.items() if k in ("z", "y_hat", "x_hat")}}
+    features = {k: feature_net(image).cpu() for k, image in symbols.items()} if feature_net else {}
     pictures = {"x": x, "y": y, "mask": images["m"], **images}
     return ({kind: pictures[kind].float().cpu() for kind in KINDS if kind in pictures},
-            {name: values.double().tolist() for name, values in figures.items()})
+            {name: values.double().tolist() for name, values in figures.items()}, features)
 
 
 def unstack(pictures, examples):
@@ -258,7 +269,7 @@ def unstack(pictures, examples):
 def pictures_of(model, crops, stems, device="cpu", seed=0):
     """The pictures of the objects `stems`, as `evaluate` makes them: a list of dicts {kind: uint8 array}."""
     examples = [read_example(crops, crops.stems.index(stem)) for stem in stems]
-    return unstack(_run_batch(model, examples, device, seed, None, {})[0], examples)
+    return unstack(run_batch(model, examples, device, seed)[0], examples)
 
 
 def to_bytes(images):
@@ -268,19 +279,25 @@ def to_bytes(images):
     return pixels[:, 0].numpy() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _finish(example, mask, figures, fixed, pictures, folder):
-    """Score one image and write its pictures; in a thread of its own. Returns its row."""
+def _row(example, mask, fixed):
+    """The figures of a mask (S, S) in [0, 1] of `example`, as far as its truth is known."""
     row = {"stem": example.stem, "background": example.background, "mask_area": float((mask >= 0.5).mean())}
-    if example.truth is not None:
-        box = None if example.box.isnan().any() else example.box.tolist()
-        row |= metrics.score(mask, example.truth, box, fixed)
-        tp, fp, fn, tn = row.pop("counts").tolist()
-        scored = max(tp + fp + fn + tn, 1)
-        row |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn,
-                "mask_area": (tp + fp) / scored, "true_area": (tp + fn) / scored}
-    for kind, pixels in pictures.items() if folder else ():
-        save_png(os.path.join(folder, kind, f"{example.stem}.png"), pixels)
-    return row | figures
+    if example.truth is None:
+        return row
+    box = None if example.box.isnan().any() else example.box.tolist()
+    row |= metrics.score(mask, example.truth, box, fixed)
+    tp, fp, fn, tn = row.pop("counts").tolist()
+    scored = max(tp + fp + fn + tn, 1)
+    return row | {"tp": tp, "fp": fp, "fn": fn, "tn": tn,
+                  "mask_area": (tp + fp) / scored, "true_area": (tp + fn) / scored}
+
+
+def _write_pictures(folder, stems, pictures):
+    for kind in {kind for part in pictures for kind in part}:
+        os.makedirs(os.path.join(folder, kind), exist_ok=True)
+    for stem, part in zip(stems, pictures, strict=True):
+        for kind, pixels in part.items():
+            save_png(os.path.join(folder, kind, f"{stem}.png"), pixels)
 
 
 # --- the summary ---

@@ -17,6 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from tqdm import tqdm
 
 import evaluation
@@ -37,9 +38,9 @@ def get_args_parser():
     add("--dataroot", help="folder of crops (default: the one trained on)")
     add("--split", default="test", help="part of it to evaluate (default: %(default)s)")
     add("--gpu", type=int, help="number of the GPU; -1 = CPU (default: the first GPU if there is one)")
-    add("--batch_size", type=int, default=32, help="images at a time, no figure depends on it (default: %(default)s)")
-    add("--num_threads", type=int, default=1,
-        help="threads that read, score and write beside the networks (default: %(default)s)")
+    add("--batch_size", type=int, default=16, help="images at a time in each thread (default: %(default)s)")
+    add("--num_threads", type=int, default=min(torch.get_num_threads(), 4),
+        help="batches in work at once, each in a thread of its own (default: %(default)s, as many as cores up to 4)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add("--sheet_rows", type=int, default=12, help="images on the contact sheet, by name (default: %(default)s)")
     add("--no_images", action="store_true", help="write figures and contact sheet only, no folders of PNGs")
@@ -78,8 +79,8 @@ def run(args):
     clear(folder)
     fixed, n_fitted = fit_fixed(dataroot, size, args.num_threads)
 
-    def bar(batches):
-        return tqdm(batches, desc=args.name, unit="batch", disable=None)
+    def bar(results, total):
+        return tqdm(results, desc=args.name, unit="batch", total=total, disable=None)
 
     rows, features, first = evaluation.evaluate(
         model, crops, device, args.batch_size, args.num_threads, fixed, None if args.no_images else folder,

@@ -173,7 +173,7 @@ def main():
     test.add_argument("--size", type=int, default=64, help="px, side of the model's pictures")
     test.add_argument("--ngf", type=int, default=16, help="channels of the generators")
     test.add_argument("--seg_blocks", type=int, default=4, help="residual blocks of G_seg")
-    test.add_argument("--batch_size", type=int, default=32, help="images at a time")
+    test.add_argument("--batch_size", type=int, default=16, help="images at a time")
     test.set_defaults(run=bench_test)
     for command in (crops, test):
         command.add_argument("--repeats", type=int, default=5, help="turns")
