@@ -27,7 +27,7 @@ from checkpoint import load_checkpoint
 from data import Crops, StepSampler, UnpairedCrops
 from parallel import Ranks, leave
 from runs import Collapse, Run, previous
-from seigan import LAMBDAS, MODES, NOCYCLE_TERMS, SEIGAN, VGG_TERMS, Trainer, pick_device
+from seigan import LAMBDAS, MODES, NETWORKS, NOCYCLE_TERMS, SEIGAN, VGG_TERMS, Trainer, has_bfloat16, pick_device
 from watch import catch_signals, leave_signals
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
@@ -125,7 +125,10 @@ def get_args_parser():
     add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
     add("--no_diffaug", action="store_true", help="discriminators see pictures as they are, not augmented")
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
-    add("--amp", action="store_true", help="convolutions in bfloat16, where the hardware has it; losses in float32")
+    add("--amp", action=argparse.BooleanOptionalAction,
+        help="convolutions in bfloat16, losses in float32; else where the hardware has units for it")
+
+    add("--compile", action="store_true", help="networks through torch.compile, for GPUs; the first steps take minutes")
 
     add = parser.add_argument_group("losses").add_argument
     for i, (term, default) in enumerate(LAMBDAS.items()):
@@ -171,6 +174,8 @@ def parse_args(argv=None):
         raise ValueError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
                          "another --name begins a new one")
     check_args(args)
+    if args.amp is None:
+        args.amp = has_bfloat16(pick_device(args.gpu))
     return args, checkpoint
 
 
@@ -271,6 +276,8 @@ def build_trainer(args, crops, device, ranks):
         crop_rule=crops.rules[0] if crops.rules else None,
         lambdas={term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}, vgg_state=vgg_state(args),
     )
+    for name in NETWORKS if args.compile else ():
+        model.get_submodule(name).compile()
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
                    ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + RANK_SEEDS * ranks.rank, amp=args.amp,
                    wrap=ranks.wrap)
@@ -313,7 +320,7 @@ def print_options(args, parser):
     lines = []
     for key, value in sorted(vars(args).items()):
         default = parser.get_default(key)
-        lines.append(f"{key:>18}: {value}" + (f"  [default: {default}]" if value != default else ""))
+        lines.append(f"{key:>18}: {value}" + (f"  [default: {default}]" if default not in (None, value) else ""))
     print("\n".join(lines))
     try:
         revision = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],

@@ -11,7 +11,6 @@ Memory is what a step adds at its peak to the machine's state before the model w
 on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
 import argparse
-import inspect
 import math
 import os
 import statistics
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from multiprocessing import get_context
 
 import torch
@@ -30,7 +28,7 @@ sys.path[:0] = [os.path.dirname(HERE), HERE]
 
 from literal import LiteralTrainer  # noqa: E402 - found by the line above
 
-from seigan import GENERATORS, SEIGAN, Trainer, pick_device  # noqa: E402
+from seigan import NETWORKS, SEIGAN, Trainer, has_bfloat16, pick_device  # noqa: E402
 
 BOX = (0.1, 0.1, 0.8, 0.8)
 PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=4)
@@ -89,33 +87,27 @@ def pictures(size, batch, device):
 def build_step(row, network, size, batch, device):
     """The step of a row, as a function without arguments that returns the log of `Trainer.train_step`."""
     name, *options = row.split("+")
-    known = inspect.signature(Trainer).parameters
     model = build_model(network, size).to(device)
     x, y = pictures(size, batch, device)
     box = torch.tensor([BOX] * batch, device=device)
-    kwargs = {"diffaug": "no_diffaug" not in options, "ema": 0.0 if "no_ema" in options else 0.999}
-    emulated = [k for k in ("amp", "channels_last", "compile") if k in options and k not in known]
-    kwargs |= {k: k in options for k in ("amp", "channels_last", "compile") if k in known}
-    if "channels_last" in emulated:
+    kwargs = dict(amp="amp" in options, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.999)
+    if "channels_last" in options:
         model = model.to(memory_format=torch.channels_last)
         x, y = (image.contiguous(memory_format=torch.channels_last) for image in (x, y))
-    if "compile" in emulated:
-        for net in (*GENERATORS, "D_obj", "D_bg"):
+    if "compile" in options:
+        for net in NETWORKS:
             model.get_submodule(net).compile()
     trainer = Trainer(model, **kwargs)
     trainer = LiteralTrainer(trainer) if name == "literal" else trainer
 
-    def step():
-        with torch.autocast(device.type, torch.bfloat16) if "amp" in emulated else nullcontext():
-            return trainer.train_step(x, y, box)
-    return step
+    return lambda: trainer.train_step(x, y, box)
 
 
 def all_rows(args):
-    on_gpu = args.device.type == "cuda"
-    default = "ours+amp" if on_gpu else "ours"
-    toggled = ["ours" if on_gpu else "ours+amp", *(f"{default}+{k}" for k in ("channels_last", "no_diffaug", "no_ema"))]
-    return ["literal", default, *toggled, *([f"{default}+compile"] if on_gpu or args.compile else [])]
+    default, other = ("ours+amp", "ours") if has_bfloat16(args.device) else ("ours", "ours+amp")
+    toggled = [other, *(f"{default}+{k}" for k in ("channels_last", "no_diffaug", "no_ema"))]
+    compiles = args.compile or args.device.type == "cuda"
+    return ["literal", default, *toggled, *([f"{default}+compile"] if compiles else [])]
 
 
 # --- clocks and meters ---

@@ -146,6 +146,37 @@ def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
+@pytest.mark.parametrize("hardware", [True, False])
+def test_bfloat16_is_the_hardware_s_choice_and_a_run_keeps_it(run, tmp_path, monkeypatch, hardware):
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: hardware)
+    for options in ("--name auto", "--name on --amp", "--name off --no-amp"):
+        run(f"{options} {SMALL} --print_freq 1 --max_minutes 0")
+    total = {name: records(tmp_path / name)[0]["total"] for name in ("auto", "on", "off")}
+    assert total["on"] != total["off"] and total["auto"] == total["on" if hardware else "off"]
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: not hardware)  # as on another machine
+    code, out = run("--name auto --resume --max_minutes 60")
+    assert code == 0 and f"amp: {hardware}\n" in out.out
+    assert load_checkpoint(tmp_path / "auto" / "latest.pt")["options"]["amp"] is hardware
+    code, out = run(f"--name auto --resume {'--no-amp' if hardware else '--amp'}")
+    assert code == 2 and f"--amp was {hardware} when this run began" in out.err
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_as_others(run, tmp_path, monkeypatch):
+    compiled_nets, compile_net = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: (compiled_nets.append(net), compile_net(net)))
+    for options in ("--name plain", "--name compiled --compile"):
+        code, _ = run(f"{options} {SMALL} --no-amp --print_freq 1")
+        assert code == 0
+    plain, compiled = (records(tmp_path / name)[0] for name in ("plain", "compiled"))
+    assert len(compiled_nets) == 5 and plain.keys() == compiled.keys()
+    for term, value in plain.items():
+        assert compiled[term] == pytest.approx(value, rel=1e-3, abs=1e-5), term
+    assert load_checkpoint(tmp_path / "compiled" / "latest.pt")["networks"].keys() == {
+        "G_seg", "G_enh", "G_inp", "D_obj", "D_bg"}
+    SEIGAN.load(tmp_path / "compiled" / "latest.pt")
+
+
 def test_a_finished_run_can_train_longer(run, tmp_path):
     run(f"--name a {SMALL}")
     code, out = run("--name a --resume")
