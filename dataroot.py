@@ -24,7 +24,7 @@ from pngfile import save_png
 from sources import UNREADABLE
 
 FORMAT = 1
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 FOLDERS = ("objects", "backgrounds", "masks", "masks_source")
 JOURNAL = "unfinished.jsonl"
 

@@ -91,7 +91,7 @@ def fit_mean_mask(crops, pool):
     stems = stems[:: math.ceil(len(stems) / MEAN_MASK_SAMPLE)] if stems else []
     if not stems:
         return None, 0
-    return metrics.mean_mask(torch.stack(list(pool.map(crops.mask, stems)))), len(stems)
+    return metrics.mean_mask(torch.stack(list(pool.map(lambda stem: crops.mask(stem).bool(), stems)))), len(stems)
 
 
 # --- the networks ---

@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -199,13 +200,14 @@ def signs(digest: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(digest), np.uint8)).astype(np.float32) * 2 - 1
 
 
-def leaks(train_index, test_index) -> tuple:
-    """(problems: images that serve both splits; lines: near-duplicates across the split)."""
-    same = {i["path"] for i in train_index["images"]} & {i["path"] for i in test_index["images"]}
-    pairs = near_duplicates(train_index["images"], test_index["images"])
-    lines = [f"near-duplicates across the split: {len(pairs)}"]
-    lines += [f"  train {a}  test {b}  ({bits} of 256 bits differ)" for a, b, bits in pairs[:10]]
-    return [f"{path}: serves train and test" for path in sorted(same)], lines
+def leaks(indices: dict, one: str, other: str) -> tuple:
+    """(problems: images that serve both splits; lines: near-duplicates across them). indices: {split: its index}."""
+    a, b = indices[one]["images"], indices[other]["images"]
+    same = {image["path"] for image in a} & {image["path"] for image in b}
+    pairs = near_duplicates(a, b)
+    lines = [f"near-duplicates in {one} and {other}: {len(pairs)}"]
+    lines += [f"  {one} {a}  {other} {b}  ({bits} of 256 bits differ)" for a, b, bits in pairs[:10]]
+    return [f"{path}: serves {one} and {other}" for path in sorted(same)], lines
 
 
 # --- contact sheet ---
@@ -283,9 +285,9 @@ def check(dataroot, num_workers=0) -> list:
             problems += faults
             print("\n".join([describe(split, index), *compare(index, x, y)]))
     if not indices:
-        raise ValueError(f"no folder train or test in {dataroot}: give the folder that --out named")
-    if len(indices) == 2:
-        shared, lines = leaks(*(indices[split] for split in SPLITS))
+        raise ValueError(f"no folder {', '.join(SPLITS)} in {dataroot}: give the folder that --out named")
+    for one, other in combinations(indices, 2):
+        shared, lines = leaks(indices, one, other)
         problems += shared
         print("\n".join(lines))
     return problems

@@ -40,12 +40,15 @@ def mean_mask(masks):
 
     masks: (N, 1, H, W) of 0 and 1 -> (1, 1, H, W) of 0 and 1.
     """
-    flat = masks.flatten(1).float()
-    thresholds = torch.arange(0.1, 0.91, 0.05).to(flat)
-    candidates = (flat.mean(0) >= thresholds[:, None]).float()  # (T, P)
-    intersection = flat @ candidates.T  # (N, T)
-    union = flat.sum(1, keepdim=True) + candidates.sum(1) - intersection
-    scores = torch.where(union > 0, intersection / union.clamp(min=1), 1.0).double().mean(0)
+    parts = masks.flatten(1).split(64)  # as numbers they take more memory
+    mean = sum(part.sum(0, dtype=torch.float64) for part in parts) / len(masks)
+    thresholds = torch.arange(0.1, 0.91, 0.05, dtype=torch.float64)
+    candidates = (mean >= thresholds[:, None]).float()  # (T, P)
+    scores = torch.zeros(len(thresholds), dtype=torch.float64)
+    for part in parts:
+        intersection = part.float() @ candidates.T  # (N, T)
+        union = part.float().sum(1, keepdim=True) + candidates.sum(1) - intersection
+        scores += torch.where(union > 0, intersection / union.clamp(min=1), 1.0).double().sum(0)
     return candidates[scores.argmax()].reshape(1, *masks.shape[1:])
 
 

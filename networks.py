@@ -174,7 +174,7 @@ class EnhancementNet(nn.Module):
         """z (N, 3, H, W) in [-1, 1], noise (N, 1, H, W) standard normal -> y_hat (N, 3, H, W) in [-1, 1]."""
         # Deviation: "applied to z" is read as a residual; the noise is one channel beside z.
         out = self.unet(torch.cat([z, noise], 1))
-        return torch.tanh(out) if self.direct else (z + out).clamp(-1, 1)
+        return torch.tanh(out.to(z.dtype)) if self.direct else (z + out).clamp(-1, 1)
 
 
 class Discriminator(nn.Module):

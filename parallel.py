@@ -65,7 +65,7 @@ def leave(code):
     Where it was one of several, without the interpreter's own end: DistributedDataParallel keeps gloo's threads alive
     beyond `Ranks.close`, and one that then lets go of a tensor aborts the process (SIGABRT, after all is done).
     """
-    if dist.is_torchelastic_launched():
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

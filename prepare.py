@@ -85,18 +85,14 @@ def add_rule_options(parser):
     group = parser.add_argument_group("crop rules (a preset, and what differs from it)")
     group.add_argument("--preset", choices=tuple(PRESETS), default="coco",
                        help="dogs: 64 px objects (§4.1); coco: 100 px objects (§4.2) [coco]")
-    group.add_argument("--crop_size", type=whole(8, 2048), metavar="PX", help="side of a crop, pixels [128]")
-    group.add_argument("--object_size", type=whole(4, 2048), metavar="PX",
-                       help="side of the object's box in the crop, pixels [dogs 64, coco 100]")
+    add_crop_options(group, "dogs 64, coco 100",
+                     "warp: the box becomes a square; keep: its aspect stays, long side = object_size")
     group.add_argument("--min_side", type=number(0, 1e5), metavar="PX",
                        help="the box's smaller side must exceed this, source pixels [dogs 60, coco 20]")
     group.add_argument("--max_fraction", type=number(0, 1), metavar="F",
                        help="the box's longer side / the image's longer side at most; 0 or 1 = off [0.4]")
     group.add_argument("--min_aspect", type=number(0, 1), metavar="F",
                        help="the box's smaller / larger side must exceed this [dogs 0, coco 0.4]")
-    group.add_argument("--fit", choices=("warp", "keep"),
-                       help="warp: the box becomes a square; keep: its aspect stays, long side = object_size "
-                            "[warp]")
     group.add_argument("--classes", type=names, metavar="A,B", help="only these classes become objects [all]")
     group.add_argument("--exclude", type=names, metavar="A,B", help="these never become objects [none]")
     group.add_argument("--min_score", type=number(0, 1), metavar="F",
@@ -111,9 +107,17 @@ def add_rule_options(parser):
     group.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="of background positions [0]")
 
 
+def add_crop_options(group, object_size: str, fit: str):
+    """What a crop is like. object_size: its default; fit: what the choices mean."""
+    group.add_argument("--crop_size", type=whole(8, 2048), metavar="PX", help="side of a crop, pixels [128]")
+    group.add_argument("--object_size", type=whole(4, 2048), metavar="PX",
+                       help=f"side of the object's box in the crop, pixels [{object_size}]")
+    group.add_argument("--fit", choices=("warp", "keep"), help=f"{fit} [warp]")
+
+
 def rules_from(args, **defaults) -> Rules:
     """Rules of the preset, then `defaults`, then the flags given. ValueError when they contradict."""
-    values = {**PRESETS[args.preset], **defaults}
+    values = {**PRESETS.get(vars(args).get("preset"), {}), **defaults}
     for field in dataclasses.fields(Rules):
         given = vars(args).get(field.name)
         if given is not None:
@@ -145,11 +149,15 @@ def prepare(photos, rules: Rules, args, images: str, annotations: str, skips):
     if rules.classes and not known & set(rules.classes):
         raise ValueError(f"--classes {','.join(rules.classes)}: none of them is annotated; there are "
                          f"{', '.join(sorted(known)[:80]) or 'no classes'}")
-    by_split = {split: [] for split in (SPLITS if args.split == "auto" else (args.split,))}
+    by_split = {split: [] for split in splits_of(args)}
     for photo in photos:
         by_split[split_of(photo, args)].append(photo)
     for split, part in by_split.items():
         prepare_split(part, rules, args, origin, skips, split)
+
+
+def splits_of(args) -> tuple:
+    return ("train", "test") if args.split == "auto" else (args.split,)
 
 
 def split_of(photo, args) -> str:
@@ -180,11 +188,11 @@ def prepare_split(photos, rules, args, origin, skips, split):
     """Plan and write one split of one source."""
     index = read_index(args.out, split)
     here = origin_number(index, origin, rules, args.out)
-    photos = outside_other_split(photos, args.out, split, skips)
+    photos = outside_other_splits(photos, args.out, split, skips)
     dropped = Counter()
     found = {photo.file: find_objects(photo, rules, dropped) for photo in photos}
     sizes = [window[2:] for pairs in found.values() for _, window in pairs]
-    y_photos = background_photos(photos, found, rules, split, args.test_fraction, skips)
+    y_photos = background_photos(photos, found, rules, split, args, skips)
     windows, y_counts = find_backgrounds(y_photos, sizes, rules)
     jobs = plan_jobs(photos, y_photos, found, windows, index, here)
     counts = {"images": len(photos), "boxes": sum(len(photo.boxes) for photo in photos),
@@ -213,11 +221,11 @@ def write_split(jobs, index, here, rules, args, origin, skips, split, counts):
     Path(args.out, split, JOURNAL).unlink()
     print(summary(split, counts, index, here, skips))
     print(f"  to look at       {make_sheet(args.out, split)}")
-    other = SPLITS[1 - SPLITS.index(split)]
-    pairs = near_duplicates(index["images"], read_index(args.out, other)["images"])
-    if pairs:
-        print(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and {pairs[0][1]}; "
-              f"`data.py check {args.out}` lists them")
+    for other in others(split):
+        pairs = near_duplicates(index["images"], read_index(args.out, other)["images"])
+        if pairs:
+            print(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and {pairs[0][1]}; "
+                  f"`data.py check {args.out}` lists them")
 
 
 def origin_number(index, origin, rules, out) -> int:
@@ -248,25 +256,32 @@ def drop_origin(index, out, split, here):
         remove_crops(Path(out, split), old["objects"], old["backgrounds"])
 
 
-def outside_other_split(photos, out, split, skips):
-    """The photos that the other split does not use; the others are counted."""
-    other = SPLITS[1 - SPLITS.index(split)]
-    used = {image["path"] for image in read_index(out, other)["images"]}
-    free = [photo for photo in photos if os.path.abspath(photo.path) not in used]
-    if len(free) < len(photos):
-        skips.add("image_in_other_split", f"{other} uses it", len(photos) - len(free))
-    return free
+def others(split) -> tuple:
+    return tuple(other for other in SPLITS if other != split)
 
 
-def background_photos(photos, found, rules, split, test_fraction, skips):
-    """The images that backgrounds may come from, as --y_from says. Images of a folder are divided between
-    the splits by their names, so that none serves both."""
+def outside_other_splits(photos, out, split, skips):
+    """The photos that no other split uses; the others are counted."""
+    for other in others(split):
+        used = {image["path"] for image in read_index(out, other)["images"]}
+        free = [photo for photo in photos if os.path.abspath(photo.path) not in used]
+        if len(free) < len(photos):
+            skips.add("image_in_other_split", f"{other} uses it", len(photos) - len(free))
+        photos = free
+    return photos
+
+
+def background_photos(photos, found, rules, split, args, skips):
+    """The images that backgrounds may come from, as --y_from says. Images of a folder are divided between train and
+    the other splits by their names, and none serves two."""
     if rules.y_from == "any":
         return photos
     if rules.y_from == "same":
         return [photo for photo in photos if found[photo.file]]
-    return [photo for photo in sources.read_folder(rules.y_from, skips, f"{Path(rules.y_from).name}/")
-            if auto_split(photo.file, test_fraction) == split]
+    part = "train" if split == "train" else "test"
+    folder = [photo for photo in sources.read_folder(rules.y_from, skips, f"{Path(rules.y_from).name}/")
+              if auto_split(photo.file, args.test_fraction) == part]
+    return outside_other_splits(folder, args.out, split, skips)
 
 
 def plan_jobs(photos, y_photos, found, windows, index, here) -> list:
@@ -335,22 +350,22 @@ def prepare_folder(args, rules, skips):
     backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/")
     masks = {os.path.splitext(name)[0]: f"{args.masks}/{name}"
              for name in (sources.list_images(args.masks) if args.masks else [])}
-    for split in SPLITS if args.split == "auto" else (args.split,):
+    for split in splits_of(args):
         index = read_index(args.out, split)
         here = origin_number(index, origin, rules, args.out)
         taken = {kind: {stem.lower() for stem, crop in index[kind].items() if crop["origin"] != here}
                  for kind in ("objects", "backgrounds")}
         jobs = []
-        for photo in outside_other_split(objects, args.out, split, skips):
+        for photo in outside_other_splits(objects, args.out, split, skips):
             if split_of(photo, args) == split:
                 window = whole_window(photo, rules.fit)
                 name = os.path.splitext(photo.file)[0].removeprefix("objects/")
                 mask = ("png", masks[name], None, 128) if name in masks else None
-                box = sources.Box(*centred_box(window, rules, args.object_size), args.name, 0, mask=mask)
+                box = sources.Box(*centred_box(window, rules), args.name, 0, mask=mask)
                 piece = Piece(make_stem(photo.file, "", taken["objects"]), window, box)
                 jobs.append(Job(photo._replace(boxes=[box[:4]]), [piece], []))
         wanted = len(jobs)
-        for photo in outside_other_split(backgrounds, args.out, split, skips):
+        for photo in outside_other_splits(backgrounds, args.out, split, skips):
             if split_of(photo, args) == split:
                 piece = Piece(make_stem(photo.file, "", taken["backgrounds"]), whole_window(photo, rules.fit))
                 jobs.append(Job(photo, [], [piece]))
@@ -368,10 +383,10 @@ def whole_window(photo, fit) -> tuple:
     return (photo.width - side) / 2, (photo.height - side) / 2, float(side), float(side)
 
 
-def centred_box(window, rules, object_size) -> tuple:
-    """The object's box in a finished crop: its middle if --object_size was given, else all of it."""
+def centred_box(window, rules) -> tuple:
+    """The object's box in a finished crop: its middle."""
     x0, y0, w, h = window
-    part = rules.object_size / rules.crop_size if object_size else 1.0
+    part = rules.object_size / rules.crop_size
     return x0 + w * (1 - part) / 2, y0 + h * (1 - part) / 2, w * part, h * part
 
 
@@ -417,7 +432,9 @@ def run_cityscapes(args):
 
 
 def run_folder(args):
-    prepare_folder(args, rules_from(args), sources.Skips())
+    whole_crop = args.crop_size or Rules.crop_size  # the box, unless --object_size says better
+    rules = rules_from(args, object_size=whole_crop, min_side=0.0, max_fraction=0.0, min_aspect=0.0, y_per_x=0.0)
+    prepare_folder(args, rules, sources.Skips())
 
 
 def run_detect(args):
@@ -498,7 +515,10 @@ def add_commands(subparsers):
     folder.add_argument("--masks", metavar="DIR",
                         help="masks with the objects' file stems: above 127 object, 128 void")
     folder.add_argument("--name", default="object", help="class of the objects [object]")
-    for parser in (coco, table, detect, folder, *add_datasets(add)):
+    add_output_options(folder)
+    add_crop_options(folder, "--crop_size: the object may be anywhere",
+                     "warp: the image becomes a square; keep: the largest square in its middle is taken")
+    for parser in (coco, table, detect, *add_datasets(add)):
         add_output_options(parser)
         add_rule_options(parser)
 

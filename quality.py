@@ -141,7 +141,9 @@ class FeatureNet(torch.nn.Module):
         if self.network not in models.list_models(module=models):
             raise ValueError(f"--frechet_weights must be a classifier of torchvision.models, such as inception_v3 or "
                              f"vgg19, or NAME:FILE, got {weights!r}")
-        options = {"init_weights": False} if self.network in ("inception_v3", "googlenet") and file else {}
+        options = {}
+        if file and self.network in ("inception_v3", "googlenet"):  # as torchvision builds them with its own weights
+            options = {"init_weights": False, "transform_input": True}
         net = models.get_model(self.network, weights=None if file else "DEFAULT", **options)
         self.side = 299 if self.network == "inception_v3" else 224
         self.net = (_load(net, file) if file else net).eval().requires_grad_(False)
@@ -176,7 +178,13 @@ def _load(net, file):
     """`net` with the weights of `file`, its `features` cut after the last layer that the file holds."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"no weights at {file}: --frechet_weights takes NAME or NAME:FILE")
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a foreign file raises, the remedy is the same
+        raise ValueError(f"{file} cannot be read ({type(error).__name__}): a state dict with torchvision's names is "
+                         "needed") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}: a state dict with torchvision's names is needed")
     own = net.state_dict()
     trunk = [k for k in own if k.startswith("features.")] or [k for k in own if not k.startswith(("fc.", "AuxLogits."))]
     held = 0

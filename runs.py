@@ -265,7 +265,8 @@ class Run:
         self.say(f"step {step}: IoU {iou / n:.3f}, mask area {area / n:.3f}")
         if iou / n > self.best_iou:
             before, self.best_iou = self.best_iou, iou / n
-            if not self.write(self.save, "best.pt"):
+            failed, = ranks.reduce([not self.write(self.save, "best.pt")], "max")
+            if failed:  # in the one process that writes, but all must think of the same best
                 self.best_iou = before
 
     def save_samples(self, crops):

@@ -198,7 +198,8 @@ class SEIGAN(nn.Module):
         noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
         noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
 
-        m, m_y = self._mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)  # G_seg(x), G_seg(y)
+        # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
+        m, m_y = self._mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
         z = paste_coarse(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
         # G_inp((1-m)*x), G_inp((1-G_seg(y))*y)

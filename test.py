@@ -27,6 +27,9 @@ from checkpoint import load_checkpoint
 from data import Crops
 from seigan import SEIGAN, pick_device
 
+FILES = ("metrics.json", "per_image.csv", "contact_sheet.png", "best_median_worst.png", "index.html")
+UNFINISHED = ".unfinished"  # marks a folder whose evaluation was stopped
+
 
 def get_args_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -54,6 +57,9 @@ def main(argv=None):
     args = get_args_parser().parse_args(argv)
     try:
         run(args)
+    except torch.cuda.OutOfMemoryError:
+        print("test.py: error: the GPU's memory is full: lower --batch_size or --num_threads", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2
@@ -102,6 +108,7 @@ def run(args):
         report.contact_sheet(os.path.join(folder, "best_median_worst.png"), pictures)
     log = os.path.join(args.checkpoints_dir, args.name, "log.jsonl")
     write(folder, figures, rows, classes, first, log, not args.no_images)
+    os.remove(os.path.join(folder, UNFINISHED))
     print(table(figures))
     print(f"{len(rows)} images in {time.perf_counter() - started:.1f} s; see {os.path.join(folder, 'index.html')}")
 
@@ -114,14 +121,21 @@ def check(args):
 
 
 def clear(folder):
-    """Remove an earlier evaluation's pictures, so that none of other data stay beside the new ones."""
-    if os.path.isfile(os.path.join(folder, "metrics.json")):
+    """Remove an earlier evaluation, finished or not, so that nothing of other data stays beside the new one."""
+    old = os.path.join(folder, UNFINISHED)
+    if any(os.path.isfile(os.path.join(folder, name)) for name in ("metrics.json", UNFINISHED)):  # else not ours
+        os.makedirs(folder, exist_ok=True)
+        open(old, "w").close()
+        for name in FILES:
+            if os.path.isfile(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
         for kind in evaluation.KINDS:
             place = os.path.join(folder, kind)
             for name in os.listdir(place) if os.path.isdir(place) else ():
                 if name.endswith(".png"):
                     os.remove(os.path.join(place, name))
     os.makedirs(folder, exist_ok=True)
+    open(old, "w").close()
 
 
 def fit_fixed(dataroot, size, num_threads):

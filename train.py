@@ -37,8 +37,15 @@ DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, n_l
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
-             "on_write_error", "on_collapse", "collapse_steps", "max_skipped"}
+             "on_write_error", "on_collapse", "collapse_steps", "max_skipped", "compile"}
 RANK_SEEDS = 1_000_000  # between the seeds of two processes
+# What torch's errors that a user can do something about have in them, and what that is.
+REMEDIES = {
+    "deterministic": "leave --deterministic out, or take a newer torch",
+    "DataLoader worker": "lower --num_threads, or give the machine or container more (shared) memory",
+    "allocate memory": "the memory is full: lower --batch_size, --size or --ngf",
+    "compile": "leave --compile out, or install what torch.compile needs",
+}
 
 
 # --- options ---
@@ -128,7 +135,8 @@ def get_args_parser():
     add("--amp", action=argparse.BooleanOptionalAction,
         help="convolutions in bfloat16, losses in float32; else where the hardware has units for it")
 
-    add("--compile", action="store_true", help="networks through torch.compile, for GPUs; the first steps take minutes")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="networks through torch.compile, for GPUs; the first steps take minutes")
 
     add = parser.add_argument_group("losses").add_argument
     for i, (term, default) in enumerate(LAMBDAS.items()):
@@ -174,8 +182,8 @@ def parse_args(argv=None):
         raise ValueError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
                          "another --name begins a new one")
     check_args(args)
-    if args.amp is None:
-        args.amp = has_bfloat16(pick_device(args.gpu))
+    if args.amp is None:  # a run that began before there was --amp goes on without
+        args.amp = checkpoint is None and has_bfloat16(pick_device(args.gpu))
     return args, checkpoint
 
 
@@ -360,9 +368,13 @@ def main(argv=None):
         # a loading process wraps its error in a traceback, whose last line it is
         message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        advice = next((remedy for sign, remedy in REMEDIES.items() if sign in str(error)), None)
+        if advice is None:
             raise
-        message = f"{str(error).splitlines()[0]} Leave --deterministic out, or take a newer torch"
+        message = f"{str(error).strip().splitlines()[0]}: {advice}"
+    except KeyboardInterrupt:  # before the loop, which finishes its step and saves
+        print("train.py: stopped before the first step", file=sys.stderr)
+        return 130
     print(f"train.py: error: {message}", file=sys.stderr)
     return 2
 

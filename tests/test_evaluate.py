@@ -199,6 +199,28 @@ def test_earlier_pictures_do_not_stay_beside_new_ones(run, copy):
     assert not pngs(folder, "x") and (folder / "contact_sheet.png").exists()
 
 
+def test_a_stopped_evaluation_leaves_no_figures_of_another(run, copy, monkeypatch):
+    _, folder, _ = run("seigan", "--dataroot", copy)
+    os.remove(copy / "test" / "objects" / "00003.png")
+    finish = evaluation.summarise
+    monkeypatch.setattr(evaluation, "summarise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(2):  # the second after one that never had figures
+        code, _, out = run("seigan", "--dataroot", copy)
+        assert code == 130 and "stopped" in out.err
+        assert not [name for name in os.listdir(folder) if name.endswith((".json", ".csv", ".html", ".png"))]
+    os.remove(copy / "test" / "objects" / "00004.png")
+    monkeypatch.setattr(evaluation, "summarise", finish)
+    run("seigan", "--dataroot", copy)
+    assert len(pngs(folder, "x")) == len(rows_of(folder)) == 5 and not (folder / ".unfinished").exists()
+
+
+def test_pictures_of_others_are_not_removed(run, tmp_path):
+    (tmp_path / "seigan" / "x").mkdir(parents=True)
+    (tmp_path / "seigan" / "x" / "holiday.png").write_bytes(b"a picture")
+    run("seigan")
+    assert (tmp_path / "seigan" / "x" / "holiday.png").exists()
+
+
 # --- source resolution ---
 
 

@@ -267,6 +267,20 @@ def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
     assert net.title == "Fréchet distance" and "224" in net.describe()["resize"]
 
 
+def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, monkeypatch):
+    from torchvision import models
+
+    options = {"init_weights": False, "aux_logits": True}
+    own = models.inception_v3(**options, transform_input=True)  # as with weights of torchvision's
+    torch.save(own.state_dict(), tmp_path / "net.pth")
+    own.fc = torch.nn.Identity()
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    net = quality.FeatureNet(f"inception_v3:{tmp_path / 'net.pth'}")
+    unit = F.interpolate(x, (299, 299), mode="bilinear", antialias=True) / 2 + 0.5
+    with torch.no_grad():
+        assert torch.allclose(net(x), own.eval()((unit - net.mean) / net.std), atol=1e-5)
+
+
 def test_only_inception_with_torchvisions_weights_is_called_fid():
     net = quality.FeatureNet.__new__(quality.FeatureNet)
     titles = []
@@ -277,8 +291,11 @@ def test_only_inception_with_torchvisions_weights_is_called_fid():
 
 @pytest.mark.parametrize("weights, words", [
     ("vgg99", "torchvision"), ("vgg19:nowhere.pth", "no weights at nowhere.pth"),
-    ("resnet18:{}", "holds no conv1.weight"), ("vgg19:{}", "holds no features.0.weight")])
+    ("resnet18:{}", "holds no conv1.weight"), ("vgg19:{}", "holds no features.0.weight"),
+    ("vgg19:{}.txt", "cannot be read"), ("vgg19:{}.list", "holds a list")])
 def test_bad_feature_networks_are_named(tmp_path, weights, words):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([torch.zeros(1)], tmp_path / "other.pth.list")
+    (tmp_path / "other.pth.txt").write_text("no weights")
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         quality.FeatureNet(weights.format(tmp_path / "other.pth"))

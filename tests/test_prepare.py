@@ -263,7 +263,7 @@ def test_where_backgrounds_come_from(source, tmp_path, y_from):
     for i in range(12):
         Image.new("RGB", (120, 120), (0, 20 * i, 255)).save(plain / f"{i}.jpg")
     out = tmp_path / "out"
-    coco(source, out, "--y_from", plain if y_from == "DIR" else y_from)
+    coco(source, out, "--y_from", plain if y_from == "DIR" else y_from, "--test_fraction", "0.4")
     index = index_of(out)
     objects = {c["source"] for c in index["objects"].values()}
     backgrounds = {c["source"] for c in index["backgrounds"].values()}
@@ -454,7 +454,7 @@ def test_bad_input_is_one_clear_line(source, tmp_path, words, message):
         ["--min_aspect", "nan"],
         ["--fit", "wrap"],
         ["--y_per_image", "1.5"],
-        ["--split", "val"],
+        ["--split", "other"],
         ["--preset", "cats"],
         ["--cro", "64"],
     ],
@@ -609,6 +609,32 @@ def test_folder_of_finished_crops(tmp_path):
         assert named and all(prepare.auto_split(name, 0.5) == split for name in named)
     crop = next(c for p in parts for c in p["objects"].values())
     assert crop["source_window"] == [10, 0, 40, 40]
+    run(*words, "--out", tmp_path / "c")  # no box known: it is the crop, in the rule too
+    index = index_of(tmp_path / "c")
+    assert index["objects"]["0"]["box"] == pytest.approx([0, 0, 32, 32])
+    assert index["rules"][0]["object_size"] == index["rules"][0]["crop_size"] == 32
+    with pytest.raises(SystemExit):
+        run(*words, "--out", tmp_path / "d", "--min_side", "9")  # no rule drops crops that exist
+
+
+def test_val_is_a_split_like_the_others(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    more = write_source(tmp_path / "more", seed=1, first=100)
+    coco(more, out, "--split", "val")
+    coco(source, out, "--split", "train")
+    assert "image_in_other_split" not in capsys.readouterr().out
+    coco(more, out, "--split", "test")
+    assert "val uses it" in capsys.readouterr().out
+    run("check", out, "--num_workers", 0)
+    assert "near-duplicates in train and val: 0" in capsys.readouterr().out
+    y = tmp_path / "y"
+    write_source(y, n=20, seed=2, first=200, boxes_each=0)
+    (y / "boxes.json").unlink()
+    sources_of = {}
+    for split in ("train", "val"):
+        coco(more, tmp_path / f"y_{split}", "--split", split, "--y_from", y, "--test_fraction", "0.5")
+        sources_of[split] = {c["source"] for c in index_of(tmp_path / f"y_{split}", split)["backgrounds"].values()}
+    assert sources_of["train"] and sources_of["val"] and not sources_of["train"] & sources_of["val"]
 
 
 def test_csv_command(source, tmp_path):
@@ -797,7 +823,7 @@ def test_butterflies_as_the_readme_says(tmp_path, capsys):
     assert len(train["objects"]) == train["counts"]["masks"] == 257 and len(train["backgrounds"]) == 514
     assert len(test["objects"]) == test["counts"]["masks"] == 57 and len(test["backgrounds"]) == 114
     run("check", tmp_path, "--num_workers", 2)
-    assert "near-duplicates across the split: 0" in capsys.readouterr().out
+    assert "near-duplicates in train and test: 0" in capsys.readouterr().out
 
 
 # --- long ---

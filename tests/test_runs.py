@@ -12,6 +12,7 @@ from test_train import HERE, SMALL, dataroot, records, run, training_state  # no
 
 import checkpoint
 import losses
+import parallel
 import runs
 from checkpoint import load_checkpoint
 from data import Crops, UnpairedCrops
@@ -159,6 +160,28 @@ def test_a_run_goes_on_or_stops_where_it_cannot_write(run, tmp_path, monkeypatch
     monkeypatch.setattr(runs, "save_checkpoint", lambda path, state: fail(path, {"step": 0}))
     code, out = run(f"--name c {SMALL}")
     assert code == 2 and "error: cannot write" in out.err  # the last one must be written
+
+
+def test_all_processes_know_that_the_best_was_not_written(run, tmp_path, monkeypatch):  # noqa: F811
+    """Else one would go into the next saving without the others, and wait for ever."""
+    agreed = []
+
+    def reduce(self, values, op="sum"):
+        agreed.append((list(values), op))
+        return list(values)
+
+    def write(self, action, *args):
+        if args == ("best.pt",):
+            return False
+        action(*args)
+        return True
+
+    monkeypatch.setattr(parallel.Ranks, "reduce", reduce)
+    monkeypatch.setattr(runs.Run, "write", write)
+    run(f"--name a {SMALL}")
+    failures = [call for call in agreed if call == ([True], "max")]
+    assert len(failures) == 3  # validations, each better than the -1 of before
+    assert load_checkpoint(tmp_path / "a" / "latest.pt")["best_iou"] == -1
 
 
 # --- limits and signals ---

@@ -478,6 +478,14 @@ def test_bfloat16_changes_the_terms_little_and_no_weight_s_type(vgg19_state):
         assert logs[True][name] == pytest.approx(logs[False][name].item(), rel=0.05), name
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_pictures_and_masks_stay_in_float32(direct):
+    model, (x, y) = tiny(enh_direct=direct), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        swap = model.swap(x, y, torch.tensor([BOX] * 2))
+    assert {k: v.dtype for k, v in vars(swap).items()} == dict.fromkeys(vars(swap), torch.float32)
+
+
 def test_gram_matrices_are_not_rounded_to_bfloat16():
     features = torch.randn(1, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):

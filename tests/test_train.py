@@ -16,7 +16,7 @@ from PIL import Image
 import demo
 import runs
 import train
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from seigan import SEIGAN
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -159,6 +159,27 @@ def test_bfloat16_is_the_hardware_s_choice_and_a_run_keeps_it(run, tmp_path, mon
     assert load_checkpoint(tmp_path / "auto" / "latest.pt")["options"]["amp"] is hardware
     code, out = run(f"--name auto --resume {'--no-amp' if hardware else '--amp'}")
     assert code == 2 and f"--amp was {hardware} when this run began" in out.err
+
+
+def test_a_run_older_than_bfloat16_goes_on_in_float32(run, tmp_path, monkeypatch):
+    run(f"--name a {SMALL} --no-amp --max_minutes 0")
+    state = load_checkpoint(tmp_path / "a" / "latest.pt")
+    del state["options"]["amp"]
+    save_checkpoint(tmp_path / "a" / "latest.pt", state)
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    code, out = run("--name a --resume --max_minutes 60")
+    assert code == 0 and "amp: False\n" in out.out
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: .* lower --num_threads"),
+    (RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 8 bytes"), 2, "lower --batch_size"),
+    (torch.cuda.OutOfMemoryError("CUDA out of memory"), 2, "GPU's memory is full: lower --batch_size"),
+    (KeyboardInterrupt(), 130, "stopped before the first step")])
+def test_what_stops_the_machine_is_one_clear_line(run, monkeypatch, error, code, words):
+    monkeypatch.setattr(train, "build_run", lambda *_: (_ for _ in ()).throw(error))
+    found, out = run(f"--name a {SMALL}")
+    assert found == code and len(out.err.strip().splitlines()) == 1 and re.search(words, out.err)
 
 
 @pytest.mark.slow
