@@ -278,7 +278,7 @@ def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, mo
     net = quality.FeatureNet(f"inception_v3:{tmp_path / 'net.pth'}")
     unit = F.interpolate(x, (299, 299), mode="bilinear", antialias=True) / 2 + 0.5
     with torch.no_grad():
-        assert torch.allclose(net(x), own.eval()((unit - net.mean) / net.std), atol=1e-5)
+        assert torch.allclose(net(x), own.eval()((unit - net.mean) / net.std), rtol=1e-3, atol=0)
 
 
 def test_only_inception_with_torchvisions_weights_is_called_fid():
