@@ -404,15 +404,19 @@ class Trainer:
         lr, beta1: of Adam, for generators and discriminators; beta2 is 0.999.
         lr_seg: factor on G_seg's learning rate.
         pool_size: images in each of the four replay pools; 0 = none.
-        ema: decay per step of the generators' running average; 0 = none.
+        ema: mean age of the weights in the generators' running average, as a share of the steps so far, up to 0.5;
+            0 = no average.
         diffaug: whether discriminators see images through `augment`.
         seed: of the noise, the augmentation and the pools.
         amp: whether convolutions run in bfloat16.
         wrap: what `GeneratorStep` and `DiscriminatorStep` are wrapped in, `parallel.Ranks.wrap` for one.
     """
 
-    def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.999, diffaug=True,
+    def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.2, diffaug=True,
                  seed=0, amp=False, wrap=lambda module, may_skip: module):
+        if not 0 <= ema <= 0.5:
+            raise ValueError(f"ema must be from 0 to 0.5, got {ema}: the mean age of the averaged weights, as a share "
+                             "of the steps so far")
         self.model, self.ema, self.diffaug, self.step = model, ema, diffaug, 0
         generators = [*model.G_enh.parameters(), *model.G_inp.parameters()]
         self.discriminators = [*model.D_obj.parameters(), *model.D_bg.parameters()]
@@ -501,10 +505,13 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self, skipped):
-        # a shorter memory at the start, so that the average forgets the initial weights
-        decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        if not self.ema:
+            return
+        # Weights count as a power of their step (Karras et al., arXiv 2312.02696, §3.1), so that runs of any length are
+        # averaged alike and the first weights are soon forgotten.
+        decay = (1 - 1 / self.step) ** (1 / self.ema - 1)
         rate = (1 - decay) * (1 - skipped)
-        for name in GENERATORS if self.ema else ():
+        for name in GENERATORS:
             average, current = self.averaged.get_submodule(name), self.model.get_submodule(name)
             for a, p in zip(average.parameters(), current.parameters(), strict=True):
                 a.lerp_(p, rate)

@@ -33,7 +33,7 @@ from watch import catch_signals, leave_signals
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, n_layers_D=3, seg_blocks=3,
-            no_diffaug=True, n_epochs=9, n_epochs_decay=7)
+            no_diffaug=True, n_epochs=16)
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
@@ -123,13 +123,14 @@ def get_args_parser():
 
     add = parser.add_argument_group("training").add_argument
     add("--batch_size", type=positive_int, default=8, help="pictures of each kind in a step, over all processes")
-    add("--n_epochs", type=count, default=100, help="epochs at the full learning rate")
-    add("--n_epochs_decay", type=count, default=100, help="epochs of linear decay to 0 after them")
+    add("--n_epochs", type=count, default=200, help="epochs at the full learning rate")
+    add("--n_epochs_decay", type=count, default=0, help="epochs of linear decay to 0 after them")
     add("--lr", type=weight, default=2e-4, help="Adam's learning rate")
     add("--lr_seg", type=weight, default=0.4, help="factor on --lr for G_seg")
     add("--beta1", type=share, default=0.5, help="Adam's momentum")
     add("--pool_size", type=count, default=50, help="pictures in each replay pool, 0 = none")
-    add("--ema", type=share, default=0.999, help="decay a step of the averaged generators used in tests, 0 = none")
+    add("--ema", type=share, default=0.2,
+        help="mean age of the averaged weights used in tests, as a share of the steps so far, 0 = no average")
     add("--no_diffaug", action="store_true", help="discriminators see pictures as they are, not augmented")
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
     add("--amp", action=argparse.BooleanOptionalAction,

@@ -90,7 +90,7 @@ def build_step(row, network, size, batch, device):
     model = build_model(network, size).to(device)
     x, y = pictures(size, batch, device)
     box = torch.tensor([BOX] * batch, device=device)
-    kwargs = dict(amp="amp" in options, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.999)
+    kwargs = dict(amp="amp" in options, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.2)
     if "channels_last" in options:
         model = model.to(memory_format=torch.channels_last)
         x, y = (image.contiguous(memory_format=torch.channels_last) for image in (x, y))

@@ -107,8 +107,8 @@ class LiteralTrainer:
     @torch.no_grad()
     def _average(self):
         step, ema = self.trainer.step, self.trainer.ema
-        decay = min(ema, (1 + step) / (10 + step))
         for name in GENERATORS if ema else ():
+            decay = (1 - 1 / step) ** (1 / ema - 1)
             average, current = self.trainer.averaged.get_submodule(name), self.model.get_submodule(name)
             for a, p in zip(average.parameters(), current.parameters(), strict=True):
                 a.copy_(decay * a + (1 - decay) * p)

@@ -266,15 +266,32 @@ def test_learning_rates():
 
 
 def test_averaged_generators():
-    trainer = Trainer(tiny(), ema=0.9)
+    trainer = Trainer(tiny(), ema=0.25)
     p, average = trainer.model.G_seg.head.weight, trainer.averaged.G_seg.head.weight
-    expected = p.detach().double().clone()
-    for step in range(1, 5):
+    history = []
+    for _ in range(5):
         trainer.train_step(*images(), torch.tensor([BOX] * 2))
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * p.detach().double()
+        history.append(p.detach().double().clone())
+    # the factors (1 - 1/i)³ of all later steps multiply to (i/t)³, so that of t = 5 the i-th counts (i³ - (i-1)³) / t³
+    shares = [(i**3 - (i - 1) ** 3) / 5**3 for i in range(1, 6)]
+    expected = sum(share * weight for share, weight in zip(shares, history, strict=True))
     assert torch.allclose(average.double(), expected, atol=1e-7)
     assert trainer.averaged.D_obj is trainer.model.D_obj
+
+
+@pytest.mark.parametrize("ema", [0.05, 0.2, 0.5])
+def test_the_average_s_mean_age_is_the_share_of_the_steps(ema):
+    trainer, steps = Trainer(tiny(), ema=ema), 2000
+    weight, average = trainer.model.G_seg.head.bias, trainer.averaged.G_seg.head.bias
+    for trainer.step in range(1, steps + 1):
+        weight.data.fill_(trainer.step)  # so that the average of the weights is that of their steps
+        trainer._average(torch.tensor(0.0))
+    assert steps - average.item() == pytest.approx(ema * steps, rel=0.01)
+
+
+def test_no_average():
+    with pytest.raises(ValueError, match="ema must be from 0 to 0.5, got 0.999"):
+        Trainer(tiny(), ema=0.999)
     plain = Trainer(tiny(), ema=0.0)
     assert plain.averaged is plain.model
 
