@@ -1,0 +1,272 @@
+"""photo.py as users type it: one photograph and folders of them, and at the size of a camera's."""
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_photo import BOX, ROOT, Stub, build, picture, stored
+
+import photo
+from checkpoint import save_checkpoint
+from seigan import SEIGAN, Trainer
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A folder of runs with one, "exp"."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "exp").mkdir()
+    model = build(rule={"fit": "warp", "object_size": 100, "crop_size": 128})
+    state = {"config": model.config, "options": {}, **Trainer(model).state_dict()}
+    save_checkpoint(str(folder / "exp" / "latest.pt"), state)
+    return folder
+
+
+@pytest.fixture
+def call(run_folder, tmp_path, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    def run(*argv):
+        model = ["--checkpoints_dir", str(run_folder), "--name", "exp", "--gpu", "-1"]
+        code = photo.main([str(a) for a in argv] + model)
+        return code, *capsys.readouterr()
+    return run
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+
+
+def test_commands_on_one_photograph(call, run_folder, tmp_path):
+    dog, beach = stored(picture(), tmp_path, "dog.jpg"), stored(picture(140, 90, 1), tmp_path, "beach.webp")
+    out = tmp_path / "out"
+    box = ("--box", "30,20,40,30", "--out", out)
+    assert call("cut", dog, *box)[0] == 0
+    assert names(out) == ["dog_cut.png", "dog_mask.png"]
+    assert call("remove", dog, *box, "--overwrite")[0] == 0
+    assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5", "--overwrite")[0] == 0
+    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_mask.png", "dog_pasted.png", "dog_removed.png"]
+    sizes = {n: Image.open(out / n).size for n in names(out)}
+    assert sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
+    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_mask.png"] == (140, 90)
+    model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
+    expected = photo.remove(model, Image.open(dog), BOX)
+    assert np.array_equal(np.asarray(Image.open(out / "dog_removed.png")), np.asarray(expected.image))
+
+
+def test_existing_results_are_kept(call, tmp_path):
+    dog = stored(picture(), tmp_path, "dog.png")
+    args = ("cut", dog, "--box", "30,20,40,30", "--out", tmp_path / "out")
+    assert call(*args)[0] == 0
+    (tmp_path / "out" / "dog_cut.png").write_bytes(b"mine")
+    code, _, err = call(*args)
+    assert code == 2 and "--overwrite" in err and err.count("\n") == 1
+    assert (tmp_path / "out" / "dog_cut.png").read_bytes() == b"mine"
+    assert call(*args, "--overwrite")[0] == 0
+    assert Image.open(tmp_path / "out" / "dog_cut.png").mode == "RGBA"
+
+
+def test_an_input_is_never_replaced(call, tmp_path):
+    stored(picture(), tmp_path, "a.png")
+    background = stored(picture(), tmp_path, "a_pasted.png")
+    before = background.read_bytes()
+    code, _, err = call("paste", tmp_path / "a.png", "--box", "30,20,40,30", "--background", background,
+                        "--out", tmp_path, "--overwrite")
+    assert code == 2 and "would replace an input" in err and background.read_bytes() == before
+    code, _, err = call("cut", "--images", tmp_path, "--boxes", "detect", "--out", tmp_path)
+    assert code == 2 and "choose another" in err
+
+
+def batch(tmp_path, n=4):
+    """A folder of photographs with COCO annotations, one of them broken, and the annotation file."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(n):
+        name = f"sub/{i}.png" if i == 1 else f"{i}.png"
+        stored(picture(seed=i), folder, name)
+        images.append({"id": i, "file_name": name, "width": 100, "height": 80})
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": list(BOX)})
+    annotations.append({"id": 90, "image_id": 0, "category_id": 2, "bbox": [5, 5, 30, 30]})
+    (folder / "2.png").write_bytes(b"broken")
+    images.append({"id": 50, "file_name": "absent.png", "width": 10, "height": 10})
+    annotations.append({"id": 91, "image_id": 50, "category_id": 1, "bbox": [0, 0, 5, 5]})
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return folder, path
+
+
+def test_a_folder_with_failures(call, tmp_path):
+    folder, boxes = batch(tmp_path)
+    out = tmp_path / "out"
+    code, text, err = call("cut", "--images", folder, "--boxes", boxes, "--out", out)
+    assert code == 1
+    listed = [line for line in err.splitlines() if line.startswith("  ")]
+    assert len(listed) == 2 and all(any(n in line for line in listed) for n in ("2.png", "absent.png"))
+    assert names(out) == ["0_1_cut.png", "0_1_mask.png", "0_2_cut.png", "0_2_mask.png", "3_cut.png", "3_mask.png",
+                          "sub/1_cut.png", "sub/1_mask.png"]
+    assert "3 of 5" in text
+    stored(picture(), folder, "2.png")
+    code, text, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", out)
+    assert code == 1 and "1 of 5" in text and "3 had their results already" in text
+    code, _, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", tmp_path / "cats", "--classes", "cat")
+    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_mask.png"]
+
+
+def test_removing_several_objects_of_one_photograph(call, tmp_path):
+    folder, boxes = batch(tmp_path, 1)
+    code, _, _ = call("remove", "--images", folder, "--boxes", boxes, "--out", tmp_path / "out")
+    assert code == 1  # the absent one
+    assert names(tmp_path / "out") == ["0_mask.png", "0_removed.png"]
+    mask = np.asarray(Image.open(tmp_path / "out" / "0_mask.png"))
+    assert mask[35, 50] and mask[20, 20]
+    changed = (np.asarray(Image.open(tmp_path / "out" / "0_removed.png")) != np.asarray(picture(seed=0))).any(-1)
+    assert changed.any() and not (changed & (mask == 0)).any()
+
+
+def test_csv_boxes_and_a_folder_of_backgrounds(call, tmp_path):
+    folder, _ = batch(tmp_path, 2)
+    backgrounds = tmp_path / "backgrounds"
+    backgrounds.mkdir()
+    for i in range(5):
+        stored(Image.new("RGB", (90 + i, 70), (40 * i, 9, 9)), backgrounds, f"{i}.png")
+    with open(tmp_path / "boxes.csv", "w", newline="") as f:
+        csv.writer(f).writerows([["file", "x", "y", "w", "h"], ["0.png", *BOX], ["0.png", 5, 5, 20, 20],
+                                 ["sub/1.png", *BOX]])
+    args = ("paste", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--background", backgrounds,
+            "--at", "10,10")
+    chosen = []
+    for out, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        assert call(*args, "--out", tmp_path / out, "--seed", seed)[0] == 0
+        pasted = [n for n in names(tmp_path / out) if "pasted" in n]
+        assert pasted == ["0_1_pasted.png", "0_2_pasted.png", "sub/1_pasted.png"]
+        chosen.append([Image.open(tmp_path / out / n).size for n in pasted])
+    assert chosen[0] == chosen[1], "the seed decides"
+    assert len({str(c) for c in chosen}) > 1
+
+
+def test_photographs_that_differ_in_their_ending_do_not_collide(call, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        stored(picture(), folder, name)
+    lines = "".join(f"{name},30,20,40,30\n" for name in ("a.png", "a.jpg", "b.png"))
+    (tmp_path / "boxes.csv").write_text("file,x,y,w,h\n" + lines)
+    assert call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")[0] == 0
+    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_mask.png", "a_png_cut.png", "a_png_mask.png",
+                                       "b_cut.png", "b_mask.png"]
+
+
+def test_detected_boxes(call, tmp_path, monkeypatch):
+    dog = stored(picture(), tmp_path, "dog.png")
+    monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
+    assert call("cut", dog, "--boxes", "detect", "--out", tmp_path / "out")[0] == 0
+    assert names(tmp_path / "out") == ["dog_cut.png", "dog_mask.png"]
+    code, _, err = call("cut", dog, "--boxes", "detect", "--score", "0.95", "--out", tmp_path / "none")
+    assert code == 2 and "no object found" in err
+    monkeypatch.undo()
+    code, _, err = call("cut", dog, "--boxes", "detect", "--detector_weights", tmp_path / "no.pth",
+                        "--out", tmp_path / "n")
+    assert code == 2 and "--detector_weights" in err and err.count("\n") == 1
+
+
+def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with open(tmp_path / "boxes.csv", "w") as f:
+        f.write("file,x,y,w,h\n")
+        for i in range(100):
+            stored(picture(40, 30, i), folder, f"{i}.png")
+            f.write(f"{i}.png,10,8,20,15\n")
+    loads, load = [], SEIGAN.load
+    monkeypatch.setattr(SEIGAN, "load", lambda *args: loads.append(args) or load(*args))
+    code, text, _ = call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
+    assert code == 0 and len(loads) == 1 and len(names(tmp_path / "out")) == 200 and "100 of 100" in text
+
+
+@pytest.mark.parametrize("argv, text", [
+    (["cut"], "one photograph"),
+    (["cut", "DOG"], "--box"),
+    (["cut", "DOG", "--box", "200,200,5,5"], "outside"),
+    (["cut", "DOG", "--box", "1,1,5,5", "--boxes", "detect"], "--box"),
+    (["cut", "DOG", "--boxes", "f.json"], "--images"),
+    (["cut", "absent.jpg", "--box", "1,1,5,5"], "absent.jpg"),
+    (["cut", "--images", "absent", "--boxes", "detect"], "absent"),
+    (["cut", "--images", "DIR"], "--boxes"),
+    (["cut", "--images", "DIR", "--boxes", "absent.json"], "absent.json"),
+    (["cut", "--images", "DIR", "--boxes", "boxes.xyz"], ".json"),
+    (["cut", "DOG", "--box", "1,1,5,5", "--format", "jpg"], "transparency"),
+    (["remove", "DOG", "--box", "1,1,5,5", "--dilate", "-2"], "--dilate"),
+    (["cut", "DOG", "--box", "1,1,5,5", "--score", "3"], "--score"),
+    (["paste", "DOG", "--box", "1,1,5,5", "--background", "absent.png"], "absent.png"),
+    (["paste", "DOG", "--box", "1,1,5,5", "--background", "DOG", "--at", "500,3"], "outside the background"),
+])
+def test_mistakes_give_one_line(call, tmp_path, argv, text):
+    dog = stored(picture(), tmp_path, "dog.png")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    stored(picture(), folder, "x.png")
+    code, _, err = call(*[{"DOG": dog, "DIR": folder}.get(a, a) for a in argv], "--out", tmp_path / "out")
+    assert code == 2 and err.startswith("photo.py: error: ") and err.count("\n") == 1 and text in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_a_command(run_folder, tmp_path):
+    dog = stored(picture(), tmp_path, "dog.png")
+    argv = [sys.executable, str(ROOT / "photo.py"), "cut", str(dog), "--box", "30,20,40,30", "--gpu", "-1",
+            "--checkpoints_dir", str(run_folder)]
+    done = subprocess.run([*argv, "--name", "exp", "--out", str(tmp_path / "o")], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    missing = subprocess.run([*argv, "--name", "nothing"], cwd=tmp_path, capture_output=True, text=True)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "nothing" in missing.stderr
+    silent = subprocess.run([sys.executable, "-c", "import photo, export"], cwd=ROOT, capture_output=True, text=True)
+    assert silent.returncode == 0 and silent.stdout == silent.stderr == ""
+
+
+# --- at the size of a camera's photographs ---
+
+# VmHWM is this program's own peak; getrusage's would begin with that of the process that started it
+CAMERA = """
+import sys
+sys.path.insert(0, {root!r})
+import numpy as np, torch
+from PIL import Image
+import photo
+from seigan import SEIGAN
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = SEIGAN(size=64, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3).eval()
+torch.nn.init.constant_(model.G_seg.head.bias, 2.0)
+pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+image = Image.fromarray(pixels)
+box = {box}
+cutout = photo.cut(model, image, box)
+assert cutout.image.size == cutout.mask.size == (4000, 3000)
+del cutout
+image2, mask = photo.remove(model, image, box)
+assert image2.size == (4000, 3000)
+changed = (np.asarray(image2) != pixels).any(-1)
+assert changed.any() and not changed[np.asarray(mask) == 0].any()
+del image2, mask, changed
+result = photo.paste(model, image, box, image, box[:2])
+assert result.image.size == (4000, 3000)
+assert np.array_equal(np.asarray(result.coarse)[np.asarray(result.mask) == 0], pixels[np.asarray(result.mask) == 0])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("box", [(1400, 1000, 900, 700), (50, 50, 3900, 2900)])
+def test_a_photograph_of_12_megapixels(box):
+    if sys.platform != "linux":
+        pytest.skip("peak memory is in other units here")
+    script = CAMERA.format(root=str(ROOT), box=box)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1.5 * 2**20, "kB, torch included"
