@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -122,20 +123,17 @@ def check(args):
 
 def clear(folder):
     """Remove an earlier evaluation, finished or not, so that nothing of other data stays beside the new one."""
-    old = os.path.join(folder, UNFINISHED)
-    if any(os.path.isfile(os.path.join(folder, name)) for name in ("metrics.json", UNFINISHED)):  # else not ours
-        os.makedirs(folder, exist_ok=True)
-        open(old, "w").close()
-        for name in FILES:
-            if os.path.isfile(os.path.join(folder, name)):
-                os.remove(os.path.join(folder, name))
-        for kind in evaluation.KINDS:
-            place = os.path.join(folder, kind)
-            for name in os.listdir(place) if os.path.isdir(place) else ():
-                if name.endswith(".png"):
-                    os.remove(os.path.join(place, name))
+    ours = any(os.path.isfile(os.path.join(folder, name)) for name in ("metrics.json", UNFINISHED))
     os.makedirs(folder, exist_ok=True)
-    open(old, "w").close()
+    open(os.path.join(folder, UNFINISHED), "w").close()
+    if not ours:
+        return
+    old = [os.path.join(folder, name) for name in FILES]
+    for kind in evaluation.KINDS:
+        old += [str(path) for path in Path(folder, kind).glob("*.png")]
+    for path in old:
+        if os.path.isfile(path):
+            os.remove(path)
 
 
 def fit_fixed(dataroot, size, num_threads):

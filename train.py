@@ -44,7 +44,7 @@ REMEDIES = {
     "deterministic": "leave --deterministic out, or take a newer torch",
     "DataLoader worker": "lower --num_threads, or give the machine or container more (shared) memory",
     "allocate memory": "the memory is full: lower --batch_size, --size or --ngf",
-    "compile": "leave --compile out, or install what torch.compile needs",
+    "inductor": "leave --compile out, or install what torch.compile needs",
 }
 
 
@@ -136,7 +136,6 @@ def get_args_parser():
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
     add("--amp", action=argparse.BooleanOptionalAction,
         help="convolutions in bfloat16, losses in float32; else where the hardware has units for it")
-
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="networks through torch.compile, for GPUs; the first steps take minutes")
 
@@ -375,7 +374,7 @@ def main(argv=None):
             raise
         message = f"{str(error).strip().splitlines()[0]}: {advice}"
     except KeyboardInterrupt:  # before the loop, which finishes its step and saves
-        print("train.py: stopped before the first step", file=sys.stderr)
+        print("train.py: stopped before training began", file=sys.stderr)
         return 130
     print(f"train.py: error: {message}", file=sys.stderr)
     return 2

@@ -175,11 +175,19 @@ def test_a_run_older_than_bfloat16_goes_on_in_float32(run, tmp_path, monkeypatch
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: .* lower --num_threads"),
     (RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 8 bytes"), 2, "lower --batch_size"),
     (torch.cuda.OutOfMemoryError("CUDA out of memory"), 2, "GPU's memory is full: lower --batch_size"),
-    (KeyboardInterrupt(), 130, "stopped before the first step")])
+    (RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler"), 2, "leave --compile out"),
+    (KeyboardInterrupt(), 130, "stopped before training began")])
 def test_what_stops_the_machine_is_one_clear_line(run, monkeypatch, error, code, words):
     monkeypatch.setattr(train, "build_run", lambda *_: (_ for _ in ()).throw(error))
     found, out = run(f"--name a {SMALL}")
     assert found == code and len(out.err.strip().splitlines()) == 1 and re.search(words, out.err)
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(run, monkeypatch):
+    error = RuntimeError("CUDA error: an assert\nCompile with `TORCH_USE_CUDA_DSA`; torch was not compiled with it")
+    monkeypatch.setattr(train, "build_run", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError, match="an assert"):
+        run(f"--name a {SMALL}")
 
 
 @pytest.mark.slow
