@@ -2,8 +2,8 @@
 
 Pillow tries five filters on each row, which takes longer than all else, and photographs hardly compress: here they are
 stored as they are, in a tenth of the time or less, for files 1.3 times as large at 64 px and 1.8 times at 192 px; masks
-are compressed. Training gains too, as stored pixels are read at least four times as fast. This file needs numpy only and
-can be copied out alone.
+are compressed. Training gains too, as stored pixels are read at least four times as fast. This file needs numpy only
+and can be copied out alone.
 """
 import struct
 import zlib
