@@ -56,8 +56,9 @@ def blend(colours, weight):
     return colours[0] + (colours[1] - colours[0]) * weight[..., None]
 
 
-def background(rng, side, colours):
+def background(rng, side):
     """A picture (side, side, 3) of natural-looking texture: clouds, fibres or gravel, unevenly lit."""
+    colours = palette(rng)
     kind = rng.integers(3)
     cells = rng.uniform(2, 6)
     if kind == 0:
@@ -115,33 +116,40 @@ def _fill_box(body):
     return np.asarray(Image.fromarray(body.astype(np.float32)).resize((side, side), Image.BILINEAR, box=box))
 
 
-def draw(seed, split, kind, index):
+def body(rng, side):
+    """A patterned, shaded body that fills its box: its surface (side, side, 3), and its inside (side, side), bool."""
+    form = outline(rng, side)
+    weight = np.clip(pattern(rng, side), 0, 1)
+    u, v = grid(side)
+    height = np.sqrt(np.clip(form / (form.max() + 1e-6), 0, 1))  # a bulge: 0 at the outline, 1 inside
+    a = rng.uniform(0, 2 * np.pi)
+    light = 0.68 + 0.5 * height + 0.18 * (u * np.cos(a) + v * np.sin(a))
+    surface = blend(palette(rng), weight) * light[..., None] + rng.normal(0, 0.02, (side, side, 1))
+    return surface, form > 0
+
+
+def draw(seed, split, kind, index, background=background, body=body):
     """One picture.
 
     Args:
         split: "train" or "test"; kind: "objects" or "backgrounds".
+        background, body: what draws them, called as those above are.
 
     Returns:
         image (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) uint8, 255 = object (None for a background).
     """
     rng = np.random.default_rng([seed, ("train", "test").index(split), ("objects", "backgrounds").index(kind), index])
     side = SIZE * OVERSAMPLING
-    image = background(rng, side, palette(rng))
+    image = background(rng, side)
     if kind == "backgrounds":
         return _to_bytes(_shrink(image)), None
     inner = OBJECT_SIZE * OVERSAMPLING
-    body = outline(rng, inner)
-    weight = np.clip(pattern(rng, inner), 0, 1)
-    u, v = grid(inner)
-    height = np.sqrt(np.clip(body / (body.max() + 1e-6), 0, 1))  # a bulge: 0 at the outline, 1 inside
-    a = rng.uniform(0, 2 * np.pi)
-    light = 0.68 + 0.5 * height + 0.18 * (u * np.cos(a) + v * np.sin(a))
-    surface = blend(palette(rng), weight) * light[..., None] + rng.normal(0, 0.02, (inner, inner, 1))
+    surface, inside = body(rng, inner)
     mask = np.zeros((side, side))
     start = (SIZE - OBJECT_SIZE) // 2 * OVERSAMPLING
     window = (slice(start, start + inner),) * 2
-    mask[window] = body > 0
-    image[window] = np.where((body > 0)[..., None], surface, image[window])
+    mask[window] = inside
+    image[window] = np.where(inside[..., None], surface, image[window])
     coverage = _shrink(mask[..., None])[..., 0]
     return _to_bytes(_shrink(image)), np.where(coverage >= 0.5, 255, 0).astype(np.uint8)
 
@@ -155,8 +163,11 @@ def _to_bytes(image):
     return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def write_demo(dataroot, seed=0, counts=None):
-    """Write the demo set to `dataroot` in data.py's layout; crops.json, written last, marks a split as whole."""
+def write_demo(dataroot, seed=0, counts=None, draw=draw):
+    """Write the demo set to `dataroot` in data.py's layout; crops.json, written last, marks a split as whole.
+
+    counts: {split: {kind: how many}}; draw: `draw`, or what draws another set likewise.
+    """
     for split, kinds in (counts or COUNTS).items():
         rule = {"command": "demo", "seed": seed, "fit": "warp", "object_size": OBJECT_SIZE, "crop_size": SIZE}
         records = {"format": 1, "rules": [rule], "objects": {}, "backgrounds": {}}

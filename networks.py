@@ -87,7 +87,8 @@ class SegmentationNet(nn.Module):
         """x (N, 3, H, W) in [-1, 1] -> m (N, 1, H, W) in [0, 1], 1 = object."""
         height, width = x.shape[-2:]
         h = self.body(pad_to_multiple(x, self.stride))
-        return torch.sigmoid(self.head(h))[..., :height, :width]
+        logits = self.head(h).to(x.dtype)  # under autocast too: bfloat16's sigmoid is 1 from a logit of 6 on, for good
+        return torch.sigmoid(logits)[..., :height, :width]
 
 
 class UNet(nn.Module):

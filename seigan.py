@@ -173,7 +173,7 @@ class SEIGAN(nn.Module):
 
     def _mask(self, images, box):
         """G_seg(images), kept inside the box, which is grown by `box_prior`."""
-        m = self.G_seg(images).to(images.dtype)  # bfloat16 would be too coarse for a blend
+        m = self.G_seg(images)
         # Deviation: the crop rule knows the object's box, so nothing outside it is called object.
         return m * self.allowed(box, m) if self.box_prior else m
 

@@ -2,6 +2,7 @@
 import json
 import os
 
+import drawn
 import numpy as np
 import pytest
 import torch
@@ -210,14 +211,15 @@ def test_demo_same_seed_same_files(dataroot, tmp_path):
     assert len(first) == 2 * 7 + 5 + 2 * 2 + 2 + 2
 
 
-def test_demo_object_fills_its_box():
+@pytest.mark.parametrize("draw", [demo.draw, *drawn.SETS.values()])
+def test_drawn_object_fills_its_box(draw):
     start, end = 7, 57  # a box of 50 px, centred in 64
     for i in range(20):
-        _, mask = demo.draw(0, "train", "objects", i)
+        image, mask = draw(0, "train", "objects", i)
         rows, cols = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
         assert start <= rows[0] <= start + 3 and end - 4 <= rows[-1] < end
         assert start <= cols[0] <= start + 3 and end - 4 <= cols[-1] < end
-        assert set(np.unique(mask)) == {0, 255}
+        assert set(np.unique(mask)) == {0, 255} and image.shape == (64, 64, 3)
 
 
 def best_guess_accuracy(pixels, bins):
@@ -238,6 +240,15 @@ def test_demo_neither_colour_nor_brightness_tells_the_object():
     colours = [(image[mask > 0], image[mask == 0]) for image, mask in draws]
     assert best_guess_accuracy(colours, 6) < 0.6
     assert best_guess_accuracy([tuple(p.mean(1, keepdims=True) for p in c) for c in colours], 32) < 0.6
+
+
+def test_other_drawn_sets(tmp_path):
+    for name, draw in drawn.SETS.items():
+        demo.write_demo(tmp_path / name, drawn.SEED, COUNTS, draw)
+        crops = Crops(tmp_path / name, "train", 64)
+        assert len(crops.masks) == 7 and len(crops.backgrounds) == 5
+    planes, horses = (files(tmp_path / name) for name in drawn.SETS)
+    assert all(planes[k] != horses[k] for k in planes if k.endswith(".png"))
 
 
 def test_demo_command(tmp_path, capsys, monkeypatch):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,20 @@ def test_enhancement_is_a_clamped_residual():
     assert torch.equal(net(z, noise), (z + net.unet(torch.cat([z, noise], 1))).clamp(-1, 1))
     net.direct = True
     assert torch.equal(net(z, noise), torch.tanh(net.unet(torch.cat([z, noise], 1))))
+
+
+@pytest.mark.parametrize("logit", [-9.0, 9.0])
+def test_a_mask_that_bfloat16_would_round_can_still_change(logit):
+    net, x = SegmentationNet(4, 1), torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.bias.fill_(logit)
+    with torch.autocast("cpu", torch.bfloat16):
+        m = net(x)
+    m.mean().backward()
+    sigmoid = 1 / (1 + math.exp(-logit))
+    assert m.dtype == torch.float32 and torch.allclose(m, torch.tensor(sigmoid))
+    assert net.head.bias.grad.item() == pytest.approx(sigmoid * (1 - sigmoid), rel=0.01)
 
 
 def test_nothing_passes_between_samples():
