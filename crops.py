@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from masks import decode_mask
+from pixels import to_rgb
 from sources import Box, Photo
 
 PRESETS = {  # §4.1 (i) and (iv); §4.2
@@ -265,23 +266,6 @@ def open_photo(photo: Photo) -> Image.Image:
             raise ValueError(f"{photo.path} has {image.size[0]} x {image.size[1]} pixels, "
                              f"its annotation says {size[0]} x {size[1]}")
         return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB: 16-bit grey is scaled, not clipped; transparency is laid over white."""
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("images of floating point numbers have no defined white: save it as 8 or 16 bit")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def cut(image: Image.Image, window, size: int) -> Image.Image:

@@ -21,8 +21,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
+
+from pixels import to_rgb
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -44,18 +46,41 @@ def list_images(folder):
     return images
 
 
-def open_image(path, mode):
-    """The picture at `path` as a PIL image of `mode` ("RGB" or "L"). ValueError, naming it, if unreadable."""
+def open_image(path):
+    """The picture at `path` as a PIL image, RGB, upright. ValueError, naming it, if it cannot be read as one."""
+    return _open(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+
+
+def open_mask(path):
+    """The mask at `path` as a PIL image, L, 255 = object, 128 = void. ValueError, naming it, if it is none."""
+    return _open(path, _to_mask)
+
+
+def _open(path, convert):
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return convert(image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error
 
 
+def _to_mask(image):
+    image = ImageOps.exif_transpose(image)
+    if image.mode != "1" and image.mode[0] not in "LI" or image.has_transparency_data:
+        opaque = not image.has_transparency_data or image.convert("RGBA").getextrema()[3][0] == 255
+        image = to_rgb(image)
+        if not opaque or np.ptp(np.asarray(image), axis=2).max() > 16:  # JPEG's greys are coloured by as much
+            raise ValueError("a mask must be grey and opaque, with white for the object")
+        image = image.convert("L")
+    brightest, white = image.getextrema()[1], 65535 if image.mode[0] == "I" else 255
+    if 0 < brightest < white / 2:
+        raise ValueError(f"its brightest value is {brightest}: in a mask white, {white}, is object")
+    return to_rgb(image).convert("L")
+
+
 def load_image(path, size):
     """An image file, antialiased to size x size px -> (3, size, size) in [-1, 1]."""
-    image = open_image(path, "RGB")
+    image = open_image(path)
     if image.size != (size, size):
         image = image.resize((size, size), Image.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
@@ -63,9 +88,7 @@ def load_image(path, size):
 
 def load_mask(path, size):
     """A mask file, antialiased to size x size px, then cut at ½ -> (1, size, size) of 0 and 1, 1 = object (void: 0)."""
-    mask = open_image(path, "L")
-    if 0 < mask.getextrema()[1] < 128:
-        raise ValueError(f"the brightest value of the mask {path} is {mask.getextrema()[1]}: white, 255, is object")
+    mask = open_mask(path)
     if mask.size != (size, size):
         mask = mask.resize((size, size), Image.BILINEAR)
     return (torch.from_numpy(np.array(mask))[None] > 128).float()  # 128 is void: neither object nor background

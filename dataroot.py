@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crops import Job, box_in_crop, cut, cut_mask, open_photo
-from pngfile import save_png
+from pixels import save_png
 from sources import UNREADABLE
 
 FORMAT = 1
@@ -35,7 +35,7 @@ JOURNAL = "unfinished.jsonl"
 def read_index(dataroot, split: str) -> dict:
     """crops.json of a split, with "images" from sources.json; an empty index where there is none.
 
-    ValueError when a file is not readable. See README for crops.json; "images" lists the source images:
+    ValueError when a file is not readable. "images" lists the source images:
     {"file", "path", "origin", "hash" (see `difference_hash`), "boxes": [[x, y, w, h] of every object]}.
     """
     empty = {"format": FORMAT, "rules": [], "counts": {}, "classes": {}, "objects": {}, "backgrounds": {}}
@@ -53,8 +53,9 @@ def read_json(path: Path, default: dict) -> dict:
         raise ValueError(f"{path} is not valid JSON ({error}): delete it and prepare the data "
                          "again") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or not default.keys() <= data.keys():
-        raise ValueError(f"{path} is not of format {FORMAT} with {', '.join(default)}: delete it and prepare "
-                         "the data again")
+        raise ValueError(f"{path} was not written by a command that cuts crops (of format {FORMAT} with "
+                         f"{', '.join(default)}): training can do with less, but to check or to append, prepare the "
+                         "data again in a new folder")
     return data
 
 

@@ -14,8 +14,8 @@ import torch
 
 import metrics
 import quality
-from data import list_images, open_image
-from pngfile import save_png
+from data import list_images, open_mask
+from pixels import save_png
 from seigan import box_mask, paste_coarse
 
 KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order
@@ -74,7 +74,7 @@ def read_truth(crops, stem):
 
 
 def _read_mask(path):
-    return LEVELS[np.asarray(open_image(path, "L"))]
+    return LEVELS[np.asarray(open_mask(path))]
 
 
 def resolution(crops):

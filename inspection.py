@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from crops import clamp, name_hash, overlaps, to_rgb
+from crops import clamp, name_hash, overlaps
 from dataroot import FOLDERS, JOURNAL, SPLITS, read_index
+from pixels import to_rgb
 from sources import UNREADABLE
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates

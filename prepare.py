@@ -345,6 +345,10 @@ def summary(split, counts, index, here, skips) -> str:
 
 def prepare_folder(args, rules, skips):
     """Take whole images of --objects and --backgrounds for crops; --masks holds masks of the same stems."""
+    for folder in (args.objects, args.backgrounds, args.masks):
+        if folder and any(Path(folder).resolve().is_relative_to(Path(args.out, split).resolve()) for split in SPLITS):
+            raise ValueError(f"{folder} lies where --out {args.out} would put the crops, which would replace the "
+                             "pictures they are made from: name another --out")
     origin = {"command": "folder", "images": args.objects, "annotations": args.backgrounds}
     objects = sources.read_folder(args.objects, skips, "objects/")
     backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/")

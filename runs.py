@@ -213,6 +213,7 @@ class Run:
             size = self.checkpoints.save(state | more, name)
             if step == self.last_step and name == "latest.pt":
                 self.say(f"{os.path.join(self.folder, name)}: {size / 1e6:.1f} MB")
+        self.meter.restart()
 
     def write(self, action, *args):
         """Whether `action(*args)` could write what it writes; if not, OSError where the run is told to stop."""
@@ -239,7 +240,9 @@ class Run:
         self.bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("total", "D_obj", "D_bg", "mask_area") if k in figures})
         kind = self.watch.add(step, figures["mask_fill"], figures["mask_spread"])
         if kind:
-            self.collapsed(kind, f"step {step}: " + COLLAPSES[kind].format(args.collapse_steps))
+            what, cure = COLLAPSES[kind]
+            cure = f": {cure}" if args.mode == "seigan" else ""  # the other modes have no λs to balance
+            self.collapsed(kind, f"step {step}: {what.format(args.collapse_steps)}{cure}")
 
     def collapsed(self, kind, message):
         """Do what --on_collapse says."""
@@ -257,6 +260,7 @@ class Run:
         sums = validate(self.trainer.averaged, self.held_out, self.trainer.model.box.device, self.args.batch_size,
                         part=slice(ranks.rank, None, ranks.count), stopped=lambda: signals)
         cut, iou, area, n = ranks.reduce([1, 0, 0, 0] if sums is None else [0, *sums])
+        self.meter.restart()
         if cut:
             return
         self.validated = step
@@ -274,9 +278,10 @@ class Run:
         if self.writes and self.args.mode != "supervised":
             path = os.path.join(self.folder, "samples", f"{self.trainer.step:07d}.png")
             self.write(save_samples, path, self.trainer.averaged, crops, self.trainer.model.box.device)
+        self.meter.restart()
 
     def put_aside(self):
-        """Move what the run wrote to a folder collapsed_1, _2, ... within its own, and return its path.
+        """Move what the run wrote to a folder collapsed_1, _2, ... within its own, latest.pt last: return its path.
 
         ValueError after `RESTARTS`.
         """
@@ -287,8 +292,9 @@ class Run:
                              "tries; see docs/training.md")
         aside = os.path.join(self.folder, f"collapsed_{tries + 1}")
         if self.writes:
+            self.log.file.close()
             os.makedirs(aside)
-            for name in os.listdir(self.folder):
+            for name in sorted(os.listdir(self.folder), key=lambda name: name == "latest.pt"):
                 if name != ".lock" and not name.startswith("collapsed_"):
                     shutil.move(os.path.join(self.folder, name), aside)
         return aside

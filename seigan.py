@@ -581,9 +581,11 @@ def mask_figures(m, allowed):
 
     m: (N, 1, H, W) in [0, 1], 1 = object; allowed: likewise, the pixels that a mask may take.
 
-    mask_area: mean of m; mask_contrast: 2·mean|m - ½|, 1 = all values 0 or 1; mask_fill: share of the allowed pixels
-    at ½ or more; mask_spread: standard deviation of a pixel over the batch, averaged (NaN for one picture).
+    mask_area: mean of m. Of the allowed pixels, mask_fill: the share at ½ or more; mask_contrast: mean 2·|m - ½|, 1 =
+    all values 0 or 1; mask_spread: mean standard deviation of a pixel over the batch (NaN for one picture).
     """
-    return {"mask_area": m.mean(), "mask_contrast": 2 * (m - 0.5).abs().mean(),
+    weight = allowed / allowed.sum().clamp(min=1)
+    spread = m.std(0) if len(m) > 1 else m.new_full(m.shape[1:], math.nan)
+    return {"mask_area": m.mean(), "mask_contrast": (weight * 2 * (m - 0.5).abs()).sum(),
             "mask_fill": (m >= 0.5).sum() / (allowed >= 0.5).sum().clamp(min=1),
-            "mask_spread": m.std(0, correction=0).mean() if len(m) > 1 else m.new_tensor(math.nan)}
+            "mask_spread": (weight.sum(0) * spread).sum()}

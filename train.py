@@ -131,7 +131,7 @@ def get_args_parser():
     add("--beta1", type=share, default=0.5, help="Adam's momentum")
     add("--pool_size", type=count, default=50, help="pictures in each replay pool, 0 = none")
     add("--ema", type=share, default=0.2,
-        help="mean age of the averaged weights used in tests, as a share of the steps so far, 0 = no average")
+        help="mean age of the averaged weights used in tests, as a share of the steps so far, at most 0.5; 0 = none")
     add("--no_diffaug", action="store_true", help="discriminators see pictures as they are, not augmented")
     add("--no_flip", action="store_true", help="do not flip pictures left-right")
     add("--amp", action=argparse.BooleanOptionalAction,
@@ -156,7 +156,8 @@ def get_args_parser():
     add("--on_collapse", choices=("warn", "stop", "restart"), default="warn",
         help="when masks stay empty, full or all the same; restart = anew, with the next seed and --lambda_coarse and "
              "--lambda_enh x 1.5 if empty, / 1.5 if full")
-    add("--collapse_steps", type=positive_int, default=1000, help="steps that this takes")
+    add("--collapse_steps", type=positive_int, default=1000,
+        help="steps that this takes; three times as many while no mask has shown yet")
     add("--max_skipped", type=positive_int, default=10, help="steps in a row with losses not finite that end the run")
     return parser
 
@@ -230,6 +231,8 @@ def check_args(args):
     if args.vgg_weights and not needs_vgg(args):
         raise ValueError("--vgg_weights is given, but --lambda_bg_texture, --lambda_bg_perc and --lambda_obj_perc "
                          "are all 0: nothing would read it")
+    if args.on_collapse == "restart" and args.mode != "seigan":
+        raise ValueError(f"--on_collapse restart moves λs that mode {args.mode} has not: use warn or stop")
     pick_device(args.gpu)
 
 
@@ -267,11 +270,15 @@ def vgg_state(args):
 
 
 def held_out_crops(args):
-    """The crops to validate and to show: val/, or test/ where there is no val/; None without either."""
+    """The crops to validate and to show: val/, or test/ where there is no val/ or none with masks; None without."""
+    first = None
     for split in ("val", "test"):
         if os.path.isdir(os.path.join(args.dataroot, split)):
-            return Crops(args.dataroot, split, args.size)
-    return None
+            crops = Crops(args.dataroot, split, args.size)
+            if crops.masks:
+                return crops
+            first = first or crops
+    return first
 
 
 def build_trainer(args, crops, device, ranks):
@@ -294,7 +301,8 @@ def build_trainer(args, crops, device, ranks):
 
 def build_run(args, ranks, checkpoint=None):
     """Data, model and `Run`, where `checkpoint` left it. ValueError, in one line, if that does not fit."""
-    device = pick_device(ranks.local if ranks.count > 1 and args.gpu != -1 else args.gpu)
+    each_its_own = ranks.count > 1 and args.gpu != -1 and torch.cuda.is_available()
+    device = pick_device(ranks.local if each_its_own else args.gpu)
     crops = Crops(args.dataroot, "train", args.size)
     dataset = UnpairedCrops(crops, args.seed, flip=not args.no_flip, masks=args.mode == "supervised")
     last_step = max(1, len(dataset.objects) // args.batch_size) * (args.n_epochs + args.n_epochs_decay)
@@ -390,19 +398,21 @@ def train(args, ranks, checkpoint=None):
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    again = False
     while True:
         run = build_run(args, ranks, checkpoint)
         run.open()
         try:
+            if again:
+                run.save()  # so that --resume knows of the new options from the first step on
             if run.writes:
                 print_options(args, get_args_parser())
             with catch_signals() as signals:
                 return loop(run, signals, limit)
         except Collapse as collapse:
             kind, message = collapse.args
-            run.close()
             run.say(f"train.py: warning: {message}; beginning anew, {run.put_aside()} keeps this try", sys.stderr)
-            args, checkpoint = restarted(args, kind), None
+            args, checkpoint, again = restarted(args, kind), None, True
         finally:
             run.close()
 
@@ -415,8 +425,10 @@ def loop(run, signals, limit):
             f"{device}" + (f", {run.ranks.count} processes" if run.ranks.count > 1 else ""))
     if trainer.step >= run.last_step:
         run.say(f"step {trainer.step} of {run.last_step} is done: more --n_epochs or --n_epochs_decay train on")
-    if args.box_prior and not crops.records:
-        run.say("no crops.json: the objects' boxes are not known, and --box_prior has no effect")
+    free = sum(bool((args.box_prior * crops.box(stem)[2:] >= 1).all()) for stem in crops.stems)
+    if args.box_prior and free:
+        run.say(f"{free} of {len(crops.stems)} objects' boxes are not known from crops.json, or as large as the crop: "
+                "--box_prior does not keep their masks in")
     validates = bool(run.held_out and run.held_out.masks)
     if validates and trainer.step and run.due(args.val_freq) and run.validated != trainer.step:
         run.validate(signals)  # which a signal cut short

@@ -4,6 +4,7 @@ Nothing here knows options, networks or files.
 """
 import math
 import signal
+import statistics
 import time
 from contextlib import contextmanager
 
@@ -62,7 +63,8 @@ class SkippedSteps:
             self.in_a_row = self.in_a_row + 1 if bad else 0
             if bad:
                 self.total += 1
-                names = [k for k, v in terms.items() if not math.isfinite(v)] or ["a gradient"]
+                losses = {k: v for k, v in terms.items() if not k.startswith("mask_")}
+                names = [k for k, v in losses.items() if not math.isfinite(v)] or ["a gradient"]
                 warn(f"step {step} was not applied, {self.total} so far: {', '.join(names)} not finite on "
                      f"{self.files(step)}")
             if self.in_a_row == self.limit:
@@ -77,45 +79,52 @@ class SkippedSteps:
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
 
-COLLAPSES = {
-    "empty": ("the masks have been empty for {} steps: raise --lambda_coarse and --lambda_enh, or lower "
+COLLAPSES = {  # kind: what is seen, what usually cures it
+    "empty": ("the masks have been empty for {} steps", "raise --lambda_coarse and --lambda_enh, or lower "
               "--lambda_bg_mae and --lambda_id_bg"),
-    "full": ("the masks have filled all that they may for {} steps: lower --lambda_coarse and --lambda_enh, or raise "
+    "full": ("the masks have filled all that they may for {} steps", "lower --lambda_coarse and --lambda_enh, or raise "
              "--lambda_bg_mae and --lambda_id_bg; crops.json with the objects' boxes and --box_prior keep them in"),
-    "constant": ("the masks have been the same on all pictures for {} steps: the data may be too few or too alike, "
+    "constant": ("the masks have been the same on all pictures for {} steps", "the data may be too few or too alike, "
                  "else lower --lr_seg, and leave the discriminators' augmentation on"),
 }
 
 
 class CollapseWatch:
-    """Tells when masks stay empty, full or the same on all pictures for `steps` steps.
+    """Tells when masks were empty, full or the same on all pictures, by the means over the last `steps` steps.
 
-    A mask is empty when less than a hundredth of the pixels that it may take are at ½ or more, and full from .97
-    on; masks are the same when they differ by less than .02 a pixel between pictures.
+    Empty: less than a hundredth of the pixels that a mask may take are at ½ or more. Full: more than .97 of them. The
+    same: these pixels differ by less than .01 between the pictures of a batch, which takes batches of two at least.
+    Training begins with empty masks: until the first ones have shown, it takes three times as many steps.
     """
 
     def __init__(self, steps):
-        self.steps, self.kind, self.since, self.told = steps, None, 0, False
+        self.steps, self.seen, self.shown, self.told = steps, [], False, None
 
     def add(self, step, fill, spread):
         """The collapse seen, one of COLLAPSES, when it is complete; None otherwise, and while it lasts.
 
-        fill: share of the pixels a mask may take that are at ½ or more; spread: mean standard deviation of a pixel
-        of the mask over a batch, NaN for a batch of one.
+        fill, spread: `seigan.mask_figures` of a step's masks, spread NaN for a batch of one.
         """
-        kind = "empty" if fill < 0.01 else "full" if fill > 0.97 else "constant" if spread < 0.02 else None
-        if kind != self.kind:
-            self.kind, self.since, self.told = kind, step, False
-        if kind is None or self.told or step - self.since < self.steps:
+        self.seen.append((step, fill, spread))
+        while len(self.seen) > 1 and self.seen[1][0] <= step - self.steps:
+            del self.seen[0]
+        if self.seen[0][0] > step - self.steps:
             return None
-        self.told = True
-        return kind
+        alike = spread < 0.01 and 0.01 <= fill <= 0.97  # now; empty and full masks are alike too
+        _, fill, spread = map(statistics.fmean, zip(*self.seen, strict=True))
+        kind = "empty" if fill < 0.01 else "full" if fill > 0.97 else "constant" if spread < 0.01 else None
+        self.shown |= fill >= 0.01
+        if kind == "empty" and not self.shown and step < 3 * self.steps or kind == "constant" and not alike:
+            return None
+        told, self.told = self.told, kind
+        return kind if kind != told else None
 
     def state_dict(self):
-        return {"kind": self.kind, "since": self.since, "told": self.told}
+        return {"seen": self.seen, "shown": self.shown}
 
     def load_state_dict(self, state):
-        self.kind, self.since, self.told = state["kind"], state["since"], state["told"]
+        """What `state_dict` gave. A collapse that was told is told again: a resumed run may have been asked to stop."""
+        self.seen, self.shown = list(state.get("seen", ())), state.get("shown", False)  # runs of old have neither
 
 
 # --- speed ---

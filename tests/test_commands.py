@@ -27,6 +27,21 @@ needs_data = pytest.mark.skipif(
 # --- the other commands ---
 
 
+@pytest.mark.parametrize("inside", ["--objects", "--backgrounds", "--masks"])
+def test_folder_never_writes_over_its_own_pictures(tmp_path, capsys, inside):
+    places = {"--objects": "objects", "--backgrounds": "backgrounds", "--masks": "masks"}
+    own, words = tmp_path / "own" / "train", []
+    for option, name in places.items():
+        folder = own / name if option == inside else tmp_path / name
+        folder.mkdir(parents=True)
+        Image.new("L", (60, 40), 255).save(folder / "a.png")
+        words += [option, folder]
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="lies where --out .* would put the crops.* name another --out"):
+        run("folder", *words, "--out", tmp_path / "own", "--object_size", 16)
+    assert files_of(tmp_path) == before
+
+
 def test_folder_of_finished_crops(tmp_path):
     for name, colour, n in (("x", (200, 0, 0), 5), ("y", (0, 0, 90), 7), ("m", None, 4)):
         (tmp_path / name).mkdir()

@@ -307,21 +307,6 @@ def test_sizes_that_fit_nowhere_are_replaced_by_smaller_ones_of_x():
 # --- pixel formats ---
 
 
-def test_every_mode_becomes_rgb_properly():
-    grey16 = Image.fromarray((np.arange(256, dtype=np.uint32) * 257).astype(np.uint16).reshape(16, 16))
-    assert np.array_equal(np.asarray(crops.to_rgb(grey16))[..., 0].ravel(), np.arange(256))
-    rgb = Image.new("RGB", (4, 4), (200, 100, 50))
-    for mode in ("RGBA", "P", "CMYK", "YCbCr"):
-        assert np.abs(np.asarray(crops.to_rgb(rgb.convert(mode))).astype(int) - (200, 100, 50)).max() < 30, (
-            mode
-        )
-    assert np.asarray(crops.to_rgb(Image.new("1", (2, 2), 1))).min() == 255
-    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
-    assert np.asarray(crops.to_rgb(clear)).min() == 255  # what is transparent is white, not what hides there
-    with pytest.raises(ValueError, match="floating point"):
-        crops.to_rgb(Image.new("F", (2, 2)))
-
-
 def test_orientation_of_photographs(tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, :15] = 255  # left half white as stored

@@ -1,6 +1,7 @@
 """Crops as the networks see them: values, boxes, order, flips; and the demo set."""
 import json
 import os
+from pathlib import Path
 
 import drawn
 import numpy as np
@@ -117,10 +118,65 @@ def test_names_that_go_astray(tmp_path):
 
 def test_masks_of_zeros_and_ones_are_refused(tmp_path):
     write(tmp_path / "m.png", np.eye(4))
-    with pytest.raises(ValueError, match="the brightest value of the mask .* is 1: white, 255, is object"):
+    with pytest.raises(ValueError, match=r"image .*m.png \(its brightest value is 1: in a mask white, 255, is object"):
         load_mask(tmp_path / "m.png", 4)
     write(tmp_path / "m.png", np.zeros((4, 4)))
     assert not load_mask(tmp_path / "m.png", 4).any()
+    Image.fromarray(np.eye(4).astype(np.uint16)).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match="brightest value is 1: in a mask white, 65535, is object"):
+        load_mask(tmp_path / "m.png", 4)
+
+
+def test_masks_of_every_grey_mode(tmp_path):
+    half = np.repeat([[0, 255]], 4, 0).repeat(2, 1).astype(np.uint8)
+    grey, expected = Image.fromarray(half), torch.from_numpy(half)[None] / 255.0
+    for mode in ("1", "L", "P", "LA", "RGB", "RGBA"):
+        grey.convert(mode).save(tmp_path / "m.png")
+        assert torch.equal(load_mask(tmp_path / "m.png", 4), expected), mode
+    Image.fromarray(half.astype(np.uint16) * 257).save(tmp_path / "m.png")
+    assert torch.equal(load_mask(tmp_path / "m.png", 4), expected)
+    grey.convert("RGB").resize((64, 64)).save(tmp_path / "m.jpg")
+    assert load_mask(tmp_path / "m.jpg", 64).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_masks_that_could_mean_two_things_are_refused(tmp_path):
+    half = np.repeat([[0, 1]], 4, 0).repeat(2, 1).astype(np.uint8)
+    labels = Image.fromarray(half)
+    labels.putpalette([0, 0, 0, 128, 0, 0])  # as Pascal VOC's: class 1 is dark red
+    cut = Image.fromarray(np.full((4, 4), 255, np.uint8))
+    cut.putalpha(Image.fromarray(half * 255))  # a cut-out: white, and the shape in what is transparent
+    for picture in (labels, cut):
+        picture.save(tmp_path / "m.png")
+        with pytest.raises(ValueError, match="m.png .a mask must be grey and opaque"):
+            load_mask(tmp_path / "m.png", 4)
+
+
+def test_pictures_of_16_bits_transparent_or_turned(tmp_path):
+    ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    assert torch.allclose(load_image(tmp_path / "x.png", 4)[0], torch.from_numpy(ramp / 32767.5 - 1).float(), atol=0.01)
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "x.png")
+    assert (load_image(tmp_path / "x.png", 4) == 1).all()  # white, not what hides there
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[:, :2] = 255  # left half white as stored
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    x = load_image(tmp_path / "x.png", 4)
+    assert (x[:, :2] == 1).all() and (x[:, 2:] == -1).all()
+
+
+def test_boxes_written_by_hand(tmp_path):
+    """README's crops.json, with a picture that it does not name."""
+    for stem in ("0001", "0002"):
+        write(tmp_path / "train" / "objects" / f"{stem}.png", np.zeros((200, 100)))
+    write(tmp_path / "train" / "backgrounds" / "a.png", np.zeros((4, 4, 3)))
+    with open(Path(__file__).parents[1] / "README.md", encoding="utf-8") as f:
+        written = f.read().split("```json\n")[1].split("```")[0]
+    (tmp_path / "train" / "crops.json").write_text(written)
+    crops = Crops(tmp_path, "train", 8)
+    assert torch.allclose(crops.box("0001"), torch.tensor([14, 14, 100, 100]) / 128)
+    assert crops.box("0002").tolist() == [0, 0, 1, 1] and crops.object("0001").shape == (3, 8, 8)
 
 
 def test_a_half_made_set_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from conftest import equal
 from test_train import HERE, SMALL, dataroot, records, run, training_state  # noqa: F401 - fixtures
 
 import checkpoint
+import evaluation
 import losses
 import parallel
 import runs
@@ -273,31 +274,48 @@ def test_skipped_steps_in_a_row():
 
 
 @pytest.mark.parametrize("fill,spread,kind", [
-    (0.0, 0.0, "empty"), (0.009, 0.1, "empty"), (0.98, 0.1, "full"), (0.5, 0.01, "constant"), (0.5, 0.1, None),
+    (0.0, 0.0, "empty"), (0.009, 0.1, "empty"), (0.98, 0.1, "full"), (0.5, 0.009, "constant"), (0.5, 0.1, None),
     (0.5, float("nan"), None),
 ])
 def test_collapse_is_told_once_and_again_after_a_recovery(fill, spread, kind):
     watch = CollapseWatch(100)
-    assert [watch.add(step, fill, spread) for step in range(0, 300, 50)] == [None, None, kind, None, None, None]
-    assert watch.add(300, 0.5, 0.1) is None
-    assert [watch.add(step, fill, spread) for step in (350, 400, 450)] == [None, None, kind]
+    for begin in (0, 400):
+        assert not any(watch.add(step, 0.5, 0.1) for step in range(begin, begin + 200, 10))
+        told = {step: watch.add(step, fill, spread) for step in range(begin + 200, begin + 400, 10)}
+        assert {step: k for step, k in told.items() if k} == ({begin + 300: kind} if kind else {})
+
+
+def test_masks_that_begin_empty_have_three_times_as_long():
+    watch = CollapseWatch(100)
+    assert [step for step in range(0, 1000, 10) if watch.add(step, 0, 0)] == [300]
+
+
+def test_a_collapse_that_flickers():
+    watch = CollapseWatch(100)
+    assert not any(watch.add(step, 0.5, 0.1) for step in range(0, 200, 10))
+    flicker = {0: (0.002, 0.012), 10: (0.014, 0.005)}
+    told = [watch.add(step, *flicker[step % 20]) for step in range(200, 400, 10)]
+    assert told.count("empty") == 1 and set(told) == {None, "empty"}
 
 
 def test_what_the_watch_knows_outlasts_a_resume():
-    first, second = CollapseWatch(100), CollapseWatch(100)
-    first.add(0, 0, 0)
+    first, second, third = (CollapseWatch(100) for _ in range(3))
+    assert not any(first.add(step, 0.5, 0.1) for step in range(0, 200, 10))
+    assert not any(first.add(step, 0, 0) for step in range(200, 290, 10))
     second.load_state_dict(first.state_dict())
-    assert second.add(100, 0, 0) == "empty"
+    assert second.add(300, 0, 0) == "empty"
+    third.load_state_dict(second.state_dict())
+    assert third.add(310, 0, 0) == "empty"  # told again: the resumed run may have been asked to stop
 
 
-EMPTY = "--no-box_prior --lambda_coarse 0.5 --collapse_steps 4 --head_bias -20"
+EMPTY = "--no-box_prior --lambda_coarse 0.5 --collapse_steps 2 --head_bias -20"
 
 
 def test_a_collapse_is_reported_with_its_cure(run):  # noqa: F811
     code, out = run(f"--name a {SMALL} {EMPTY}")
     assert code == 0
     lines = [line for line in out.err.splitlines() if "warning" in line]
-    assert len(lines) == 1 and lines[0].startswith("train.py: warning: step 6: the masks have been empty for 4 steps: "
+    assert len(lines) == 1 and lines[0].startswith("train.py: warning: step 6: the masks have been empty for 2 steps: "
                                                    "raise --lambda_coarse")
 
 
@@ -308,14 +326,34 @@ def test_a_collapse_can_end_the_run(run, tmp_path):  # noqa: F811
 
 
 def test_a_collapse_can_begin_anew(run, tmp_path):  # noqa: F811
-    code, out = run(f"--name a {SMALL} {EMPTY} --on_collapse restart")
+    code, out = run(f"--name a {SMALL} {EMPTY} --on_collapse restart --save_latest_freq 100")
     assert code == 2 and "error: the masks have collapsed in 4 runs" in out.err
     kept = sorted(name for name in os.listdir(tmp_path / "a") if name.startswith("collapsed"))
     assert kept == ["collapsed_1", "collapsed_2", "collapsed_3"]
     with open(tmp_path / "a" / "config.json") as f:
         options = json.load(f)["options"]
     assert options["seed"] == 3 and options["lambda_coarse"] == pytest.approx(0.5 * 1.5**3)
+    begun = load_checkpoint(tmp_path / "a" / "latest.pt")  # written before the last try's first step
+    assert begun["step"] == 0 and begun["options"]["seed"] == 3
     assert records(tmp_path / "a" / "collapsed_1")[-1]["step"] == 6
+
+
+def test_only_seigan_can_begin_anew(run):  # noqa: F811
+    code, out = run(f"--name a {SMALL} --mode nocycle --on_collapse restart")
+    assert code == 2 and "--on_collapse restart moves λs that mode nocycle has not" in out.err
+
+
+def test_the_speed_is_that_of_the_steps(run, tmp_path, monkeypatch):  # noqa: F811
+    def slow(*args, **kwargs):
+        time.sleep(2)
+        return evaluation.validate(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "validate", slow)
+    code, out = run(f"--name a {SMALL} --n_epochs 3")
+    assert code == 0, out.err
+    with open(tmp_path / "a" / "log.jsonl") as f:
+        speeds = [line["images_per_s"] for line in map(json.loads, f) if "images_per_s" in line]
+    assert len(speeds) > 3 and min(speeds[1:]) > 2 * 2 / 2  # two steps of two pictures took less than the validation
 
 
 def test_no_box_prior_is_the_papers_form(run, tmp_path):  # noqa: F811

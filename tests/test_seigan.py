@@ -374,9 +374,9 @@ def test_mask_figures_by_hand():
     allowed = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]).expand(2, -1, -1, -1)
     figures = seigan.mask_figures(m, allowed)
     assert figures["mask_area"] == pytest.approx(3.6 / 8)
-    assert figures["mask_contrast"] == pytest.approx(2 * (2 + 0.1 + 0.1 + 0.3 + 0.1) / 8, abs=1e-6)
+    assert figures["mask_contrast"] == pytest.approx(2 * (0.5 + 0.1 + 0.5 + 0.3) / 4, abs=1e-6)
     assert figures["mask_fill"] == pytest.approx(3 / 4)  # 1, .6 and 1 of four allowed pixels
-    assert figures["mask_spread"] == pytest.approx(0.2 / 4)  # one pixel of four differs, by .2 from its mean
+    assert figures["mask_spread"] == pytest.approx(0.4 / 2**0.5 / 2)  # one pixel of two differs: .6 and .2
     assert torch.isnan(seigan.mask_figures(m[:1], allowed[:1])["mask_spread"])
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,15 @@ def test_a_run_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "a" / "latest.pt").read_bytes() == before
 
 
+def test_validation_goes_where_the_masks_are(run, tmp_path):
+    root = tmp_path / "set"
+    demo.write_demo(root, counts={"train": {"objects": 4, "backgrounds": 4}, "test": {"objects": 2, "backgrounds": 2}})
+    shutil.copytree(root / "test", root / "val")
+    shutil.rmtree(root / "val" / "masks")
+    code, out = run(f"--name a {SMALL}", root=root)
+    assert code == 0 and "IoU" in out.out and (tmp_path / "a" / "best.pt").exists()
+
+
 def test_without_git_or_known_boxes(run, tmp_path, monkeypatch):
     """A bare machine, and crops that somebody else cut."""
     root = tmp_path / "plain"
@@ -256,7 +266,7 @@ def test_without_git_or_known_boxes(run, tmp_path, monkeypatch):
     os.remove(root / "train" / "crops.json")
     monkeypatch.setenv("PATH", "")
     code, out = run(f"--name a {SMALL}", root=root)
-    assert code == 0 and "the objects' boxes are not known, and --box_prior has no effect" in out.out
+    assert code == 0 and "objects' boxes are not known from crops.json" in out.out
     assert json.load(open(tmp_path / "a" / "config.json"))["revision"] == ""
 
 

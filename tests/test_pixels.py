@@ -1,11 +1,11 @@
-"""PNGs written by pngfile.py, read back by Pillow."""
+"""Pictures of every kind as RGB; PNGs read back by Pillow."""
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pngfile import encode_png, save_png
+from pixels import encode_png, save_png, to_rgb
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 48), (1, 1, 3), (5, 7, 3), (128, 128, 3)])
@@ -35,3 +35,16 @@ def test_photographs_are_stored_and_masks_compressed():
     pillows = io.BytesIO()
     Image.fromarray(mask).save(pillows, "PNG", compress_level=1)
     assert len(encode_png(mask)) < 1.2 * len(pillows.getvalue())
+
+
+def test_every_mode_becomes_rgb_properly():
+    grey16 = Image.fromarray((np.arange(256, dtype=np.uint32) * 257).astype(np.uint16).reshape(16, 16))
+    assert np.array_equal(np.asarray(to_rgb(grey16))[..., 0].ravel(), np.arange(256))
+    rgb = Image.new("RGB", (4, 4), (200, 100, 50))
+    for mode in ("RGBA", "P", "CMYK", "YCbCr"):
+        assert np.abs(np.asarray(to_rgb(rgb.convert(mode))).astype(int) - (200, 100, 50)).max() < 30, mode
+    assert np.asarray(to_rgb(Image.new("1", (2, 2), 1))).min() == 255
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert np.asarray(to_rgb(clear)).min() == 255  # what is transparent is white, not what hides there
+    with pytest.raises(ValueError, match="floating point"):
+        to_rgb(Image.new("F", (2, 2)))

@@ -1,14 +1,35 @@
-"""PNG files of 8-bit pixels that are quick to write and to read.
+"""Pictures of any kind as 8-bit pixels, and PNG files that are quick to write and to read.
 
 Pillow tries five filters on each row, which takes longer than all else, and photographs hardly compress: here they are
 stored as they are, in a tenth of the time or less, for files 1.3 times as large at 64 px and 1.8 times at 192 px; masks
-are compressed. Training gains too, as stored pixels are read at least four times as fast. This file needs numpy only
-and can be copied out alone.
+are compressed. Training gains too, as stored pixels are read at least four times as fast. This file needs numpy and
+Pillow and can be copied out alone.
 """
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to 8-bit RGB: 16-bit grey is scaled, not clipped; transparency is laid over white.
+
+    ValueError for floating point numbers, of which none is white.
+    """
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("images of floating point numbers have no defined white: save it as 8 or 16 bit")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
 
 
 def save_png(path, pixels: np.ndarray):
