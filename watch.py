@@ -34,8 +34,9 @@ def catch_signals():
 
 
 def leave_signals(_worker):
-    """Let Ctrl-C, which a terminal sends to every process, end the loading processes with the main one alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let loading processes end with the main one: terminals and job schedulers send their signals to every process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # --- what can go wrong with the numbers ---

@@ -215,21 +215,24 @@ def test_a_finished_run_can_train_longer(run, tmp_path):
     assert load_checkpoint(tmp_path / "a" / "latest.pt")["step"] == 12
 
 
-def test_interrupt_finishes_the_step_and_saves(dataroot, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_finishes_the_step_and_saves(dataroot, tmp_path, number):
+    """As Ctrl-C in a terminal and a job scheduler send them: the loading processes get them too."""
     command = [sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
                "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--n_epochs", "100000",
-               "--save_latest_freq", "1000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               "--save_latest_freq", "1000000", "--num_threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     deadline = time.monotonic() + 120
     try:
         while not (tmp_path / "a" / "log.jsonl").exists() or not records(tmp_path / "a"):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == 128 + number and "Traceback" not in err
     step = load_checkpoint(tmp_path / "a" / "latest.pt")["step"]
     assert step > 0 and f"stopped after step {step}, all saved" in out
 
