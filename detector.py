@@ -4,6 +4,7 @@ Deviation: torchvision's Faster R-CNN has a ResNet-50 with a feature pyramid, th
 torch and torchvision are imported where they are needed, so that the other sources do without.
 """
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -16,10 +17,15 @@ LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
 
 def load_detector(weights, device):
     """torchvision's fasterrcnn_resnet50_fpn in eval mode. weights: a state dict file, None = torchvision's,
-    downloaded once. ValueError in one line when the weights cannot be had."""
+    downloaded once. ValueError in one line when the weights or the device cannot be had."""
     import torch
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
+    try:
+        torch.zeros(1, device=device).tolist()  # before anything is downloaded
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): give cpu, or cuda where "
+                         "there is a GPU and a torch that was built for it") from None
     if weights is None:
         try:
             model = fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1)
@@ -69,18 +75,20 @@ def detect_boxes(model, image, names, device="cpu", least_score=LEAST_SCORE) -> 
 def detect_folder(folder, path: Path, find, progress, skips):
     """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder`, a line each to `path`.
 
-    Photographs that `path` has already are not done again, so an interrupted run continues.
+    Photographs of this folder that `path` has already are not done again, so an interrupted run continues. Each line
+    names its folder: photographs of several folders may have one name.
     """
     names = list_images(folder)
-    done = set()
+    done, place = set(), os.path.abspath(folder)
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):  # cut short: the next line must not be glued to it
             path.write_bytes(b"".join(whole))
         try:
-            done = {json.loads(line)["file"] for line in whole}
-        except (ValueError, KeyError, TypeError):
+            items = [json.loads(line) for line in whole]
+            done = {item["file"] for item in items if item.get("folder") == place}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not a list of detections: delete it to detect anew") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
@@ -91,6 +99,6 @@ def detect_folder(folder, path: Path, find, progress, skips):
             except UNREADABLE as error:
                 skips.add("image_unreadable", f"{photo.path}: {error}".splitlines()[0])
                 continue
-            line = {"file": name, "width": image.width, "height": image.height, "boxes": find(image)}
+            line = {"folder": place, "file": name, "width": image.width, "height": image.height, "boxes": find(image)}
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -397,9 +397,10 @@ def read_folder(folder, skips: Skips, prefix="") -> list:
 
 
 def read_detections(images, annotations, skips: Skips) -> list:
-    """The lines that `data.py detect` writes, one image each: {"file", "width", "height", "boxes": [[x, y,
-    w, h, class, score], ...]}, in pixels of the upright image. A last line cut short is left out."""
-    photos = {}
+    """The lines that `data.py detect` writes, one image each: {"folder", "file", "width", "height", "boxes": [[x, y,
+    w, h, class, score], ...]}, in pixels of the upright image. A last line cut short is left out, and so are lines
+    of other folders, unless none is of the folder `images`: then it was moved."""
+    here, elsewhere = {}, {}
     for number, line in enumerate(Path(annotations).read_text(encoding="utf-8").splitlines(), 1):
         try:
             item = json.loads(line)
@@ -409,10 +410,11 @@ def read_detections(images, annotations, skips: Skips) -> list:
             photo = Photo(item["file"], f"{images}/{item['file']}", *size, boxes, True)
             if not is_inside(photo.file) or any(parse_box(box[:4]) is None for box in boxes):
                 raise ValueError("unusable file name or box")
+            photos = here if item.get("folder") == os.path.abspath(images) else elsewhere
             photos[photo.file] = photo
         except (ValueError, KeyError, TypeError, IndexError) as error:
             skips.add("bad_line", f"line {number} of {annotations}: {error!r}")
-    return list(photos.values())
+    return list((here or elsewhere).values())
 
 
 def with_sizes(photos, skips: Skips) -> list:
