@@ -173,7 +173,8 @@ def difference_hash(image, side=16) -> str:
 
 
 def plan_hash(jobs, size: int) -> str:
-    """A name for exactly these crops."""
+    """A name for exactly these crops, wherever the command is typed."""
+    jobs = [job._replace(photo=job.photo._replace(path=os.path.abspath(job.photo.path))) for job in jobs]
     return hashlib.sha256(repr((size, jobs)).encode()).hexdigest()
 
 

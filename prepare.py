@@ -143,7 +143,7 @@ def prepare(photos, rules: Rules, args, images: str, annotations: str, skips):
     images, annotations: where the source came from. With the command they tell it from other sources;
     crops that the same source gave before are replaced.
     """
-    origin = {"command": args.source, "images": images, "annotations": annotations}
+    origin = origin_of(args.source, images, annotations)
     photos = existing(photos, images, annotations, skips)
     known = {box.name for photo in photos for box in photo.boxes if box.name}
     if rules.classes and not known & set(rules.classes):
@@ -228,16 +228,34 @@ def write_split(jobs, index, here, rules, args, origin, skips, split, counts):
                   f"`data.py check {args.out}` lists them")
 
 
+def origin_of(command, images, annotations) -> dict:
+    """What tells a source from others: the command and its paths, however and wherever they were typed."""
+    is_word = command in ("voc", "pets") or command == "cityscapes" and annotations in sources.CITYSCAPES_BOXES
+    return {"command": command, "images": os.path.abspath(images),
+            "annotations": annotations if is_word else os.path.abspath(annotations)}
+
+
+def is_origin(entry, number, origin, index) -> bool:
+    """Whether an entry of "rules" is of this source. Earlier versions wrote paths as they were typed, perhaps in
+    another folder than today's: there the source is the same if some of its images are where today's are."""
+    if any(value not in (entry.get(key), os.path.abspath(entry.get(key) or "")) for key, value in origin.items()):
+        return False
+    if os.path.isabs(entry["images"]):
+        return True
+    places = [image["path"] for image in index["images"] if image["origin"] == number]
+    return not places or any(Path(place).is_relative_to(origin["images"]) for place in places)
+
+
 def origin_number(index, origin, rules, out) -> int:
     """Where in index["rules"] this source stands; a new one is appended. ValueError on another crop size."""
-    for entry in index["rules"]:
-        known = all(entry.get(key) == value for key, value in origin.items())
+    for number, entry in enumerate(index["rules"]):
+        known = is_origin(entry, number, origin, index)
         if entry["crop_size"] != rules.crop_size and not (known and len(index["rules"]) == 1):
             raise ValueError(f"--crop_size {rules.crop_size} differs from the {entry['crop_size']} of the "
                              f"crops in {out}: all crops of a dataset must be of one size, choose another "
                              "--out")
         if known:
-            return index["rules"].index(entry)
+            return number
     index["rules"].append({**origin, **dataclasses.asdict(rules), "plan": "", "counts": {}})
     return len(index["rules"]) - 1
 
@@ -273,7 +291,7 @@ def outside_other_splits(photos, out, split, skips):
 
 def background_photos(photos, found, rules, split, args, skips):
     """The images that backgrounds may come from, as --y_from says. Images of a folder are divided between train and
-    the other splits by their names, and none serves two."""
+    the other splits by their names, and none serves two; one that is annotated keeps its boxes."""
     if rules.y_from == "any":
         return photos
     if rules.y_from == "same":
@@ -281,7 +299,11 @@ def background_photos(photos, found, rules, split, args, skips):
     part = "train" if split == "train" else "test"
     folder = [photo for photo in sources.read_folder(rules.y_from, skips, f"{Path(rules.y_from).name}/")
               if auto_split(photo.file, args.test_fraction) == part]
-    return outside_other_splits(folder, args.out, split, skips)
+    annotated = {os.path.abspath(photo.path): photo for photo in photos}
+    # a name that an annotated image has too is told from it by "../", with which none of theirs begins
+    named = [photo._replace(file=f"../{photo.file}") if photo.file in found else photo for photo in folder]
+    return [annotated.get(os.path.abspath(photo.path), photo)
+            for photo in outside_other_splits(named, args.out, split, skips)]
 
 
 def plan_jobs(photos, y_photos, found, windows, index, here) -> list:
@@ -349,7 +371,7 @@ def prepare_folder(args, rules, skips):
         if folder and any(Path(folder).resolve().is_relative_to(Path(args.out, split).resolve()) for split in SPLITS):
             raise ValueError(f"{folder} lies where --out {args.out} would put the crops, which would replace the "
                              "pictures they are made from: name another --out")
-    origin = {"command": "folder", "images": args.objects, "annotations": args.backgrounds}
+    origin = origin_of("folder", args.objects, args.backgrounds)
     objects = sources.read_folder(args.objects, skips, "objects/")
     backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/")
     masks = {os.path.splitext(name)[0]: f"{args.masks}/{name}"

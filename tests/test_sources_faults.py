@@ -8,6 +8,7 @@ from test_commands import StubDetector
 from test_prepare import SMALL, index_of, run
 
 import detector
+import prepare
 import sources
 
 
@@ -72,3 +73,61 @@ def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, device):
     with pytest.raises(ValueError, match=f"--device {device} cannot be used .*: give cpu") as error:
         run("detect", "--images", tmp_path / "in", "--out", tmp_path / "out", "--device", device)
     assert "\n" not in str(error.value)
+
+
+# --- which pictures, which source ---
+
+
+def test_backgrounds_of_a_folder_never_replace_annotated_photographs(tmp_path):
+    for i in range(4):
+        draw(tmp_path / f"photos/train/{i}.png", 60 + i, 50)
+        Image.new("RGB", (200, 150), (0, 0, 200)).save(draw(tmp_path / f"empty/train/{i}.png"))
+    boxes = table(tmp_path / "a.csv", [(f"train/{i}.png", 60 + i, 50) for i in range(4)])
+    for folder, blue in (("empty", 200), ("photos", 80)):
+        out = tmp_path / f"with_{folder}"
+        from_csv(tmp_path / "photos", boxes, out, "--y_from", tmp_path / folder / "train", "--test_fraction", "0")
+        assert centres(out) == [255] * 4
+        backgrounds = sorted((out / "train/backgrounds").iterdir())
+        assert len(backgrounds) == 8
+        assert {int(np.median(np.asarray(Image.open(path))[..., 2])) for path in backgrounds} == {blue}
+        assert run("check", out, "--num_workers", 0) is None
+
+
+def test_a_source_is_known_however_its_path_is_typed(tmp_path, monkeypatch, capsys):
+    for name, y in (("a", 40), ("b", 80)):
+        draw(tmp_path / name / "photos" / f"{name}.png", 60, y)
+        table(tmp_path / name / "boxes.csv", [(f"{name}.png", 60, y)])
+    for name in "ab":  # the same words in two folders: two sources
+        monkeypatch.chdir(tmp_path / name)
+        from_csv("photos", "boxes.csv", "../out")
+    assert sorted(index_of(tmp_path / "out")["objects"]) == ["a_2", "b_2"]
+    for images, boxes in (("photos/", "./boxes.csv"), (tmp_path / "b/photos", "../b/boxes.csv")):
+        capsys.readouterr()
+        from_csv(images, boxes, "../out")
+        assert "complete already" in capsys.readouterr().out
+    from_csv("photos/", "boxes.csv", "../out", "--min_side", "9")
+    assert sorted(index_of(tmp_path / "out")["objects"]) == ["a_2", "b_2"]
+
+
+def test_sources_of_earlier_versions_are_known_by_where_their_images_lie(tmp_path, monkeypatch, capsys):
+    for name, y in (("a", 40), ("b", 80)):
+        draw(tmp_path / name / "photos" / f"{name}.png", 60, y)
+        table(tmp_path / name / "boxes.csv", [(f"{name}.png", 60, y)])
+    monkeypatch.chdir(tmp_path / "a")
+    from_csv("photos", "boxes.csv", "../out")
+    path = tmp_path / "out/train/crops.json"
+    index = json.loads(path.read_text())
+    index["rules"][0].update(images="photos", annotations="boxes.csv")  # as they were typed
+    path.write_text(json.dumps(index))
+    capsys.readouterr()
+    from_csv("photos/", "boxes.csv", "../out")
+    assert "complete already" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "b")
+    from_csv("photos", "boxes.csv", "../out")
+    assert sorted(index_of(tmp_path / "out")["objects"]) == ["a_2", "b_2"]
+
+
+def test_words_of_a_source_are_no_paths():
+    assert prepare.origin_of("voc", "/voc", "all") == {"command": "voc", "images": "/voc", "annotations": "all"}
+    assert prepare.origin_of("cityscapes", "/c", "gtFine")["annotations"] == "gtFine"
+    assert prepare.origin_of("cityscapes", "/c", "/d/../x.json")["annotations"] == "/x.json"
