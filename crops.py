@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from masks import decode_mask
-from pixels import to_rgb
+from pixels import load_tiff, to_rgb
 from sources import Box, Photo
 
 PRESETS = {  # §4.1 (i) and (iv); §4.2
@@ -23,6 +23,7 @@ PRESETS = {  # §4.1 (i) and (iv); §4.2
 }
 DROPS = ("unplaced", "class", "score", "crowd", "min_side", "max_fraction", "min_aspect", "outside",
          "neighbours")
+TURNED_BACK = {5: Image.TRANSPOSE, 6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}  # EXIF's, as stored
 OVERLAP = 0.25  # of its area: the most that a background shares with an earlier one of the same image
 
 
@@ -257,9 +258,13 @@ def open_photo(photo: Photo) -> Image.Image:
     Boxes of annotation files refer to the pixels as stored, as COCO's and torchvision's readers take them;
     if the annotated size fits only the image turned by its EXIF orientation, that one is meant. Plain
     photographs (`photo.upright`) are turned. ValueError when no orientation has the annotated size.
+    TIFFs are always turned, by Pillow, and turned back where the annotated size fits only then.
     """
     with Image.open(photo.path) as image:
-        size = (photo.width, photo.height)
+        size, back = (photo.width, photo.height), TURNED_BACK.get(image.getexif().get(0x0112))
+        load_tiff(image)
+        if image.format == "TIFF" and back is not None and not photo.upright and image.size == size[::-1] != size:
+            return to_rgb(image.transpose(back))
         if photo.upright or photo.width and image.size != size:
             image = ImageOps.exif_transpose(image)
         if photo.width and image.size != size:

@@ -32,6 +32,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def load_tiff(image: Image.Image):
+    """Decode a TIFF with an EXIF orientation: Pillow may give its size turned before, but turns it, and takes the
+    orientation away, only then. Other images are left as they are."""
+    if image.format == "TIFF" and image.getexif().get(0x0112, 1) != 1:
+        image.load()
+
+
 def save_png(path, pixels: np.ndarray):
     """Write (H, W) grey or (H, W, 3) RGB uint8 to `path` as PNG."""
     with open(path, "wb") as file:

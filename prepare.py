@@ -173,7 +173,8 @@ def existing(photos, images, annotations, skips):
     """The photos whose image file is there; the others are counted. ValueError when none is."""
     missing = [photo for photo in photos if not os.path.isfile(photo.path)]
     if not photos:
-        raise ValueError(f"no image is annotated in {annotations}")
+        why = f" ({next(iter(skips.examples.values()))})" if skips.examples else ""
+        raise ValueError(f"no image is annotated in {annotations}{why}")
     if len(missing) == len(photos):
         raise ValueError(f"none of the {len(missing)} annotated images is in {images} "
                          f"(first: {missing[0].file}): check the folder")

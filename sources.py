@@ -8,6 +8,7 @@ needs numpy and Pillow only.
 import csv
 import json
 import os
+import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jsonstream import iterate_json
 from masks import pack_segmentation, read_labels
+from pixels import load_tiff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # what Pillow raises on files that are cut short, damaged, hostile or not images
@@ -72,7 +75,7 @@ def read_coco(images, annotations, skips: Skips) -> list:
     polygons are packed as they come. Unusable annotations are counted in `skips`. Boxes refer to the pixels
     as stored (COCO's own tools ignore EXIF; see `crops.open_photo` for what happens when sizes disagree).
     """
-    photos, names, boxes, unplaced = {}, {}, defaultdict(list), set()
+    photos, names, boxes, unplaced, repeated = {}, {}, defaultdict(list), set(), {}
     missing = {"images", "annotations"}
     for index, (key, item) in enumerate(iterate_json(annotations, ("images", "annotations", "categories"))):
         missing.discard(key)
@@ -83,8 +86,9 @@ def read_coco(images, annotations, skips: Skips) -> list:
                 names[item["id"]] = item["name"]
         elif key == "images":
             photo = coco_photo(images, item, skips)
-            if photo is not None:
-                photos[item["id"]] = photo
+            if photo is not None and photos.setdefault(item["id"], photo).file != photo.file:
+                photos[item["id"], index] = photo
+                repeated[item["id"], index] = f"id {item['id']!r} is that of {photo.file} and of another image"
         else:
             coco_annotation(item, index, boxes, unplaced, skips)
     if missing:
@@ -92,20 +96,30 @@ def read_coco(images, annotations, skips: Skips) -> list:
                          "instances file")
     for image_id in boxes.keys() - photos.keys():
         skips.add("unknown_image", f"image_id {image_id!r} is not among the images", len(boxes[image_id]))
-    merged = {}  # by file: one image may be listed under two ids
-    for key, photo in photos.items():
-        earlier = merged.get(photo.file, photo)
-        found = name_classes(boxes.get(key, []), names, skips)
-        merged[photo.file] = earlier._replace(boxes=earlier.boxes + found,
-                                              unplaced=earlier.unplaced or key in unplaced)
-    return with_sizes(merged.values(), skips)
+    for (image_id, index), example in repeated.items():  # nobody knows whose the boxes are
+        skips.add("repeated_image_id", example)
+        boxes.pop(image_id, None)
+        unplaced |= {image_id, (image_id, index)}
+    named = [photo._replace(boxes=name_classes(boxes.get(key, []), names, skips), unplaced=key in unplaced)
+             for key, photo in photos.items()]
+    return with_sizes(merge(named), skips)
+
+
+def merge(photos) -> list:
+    """One Photo of each file with all its boxes: an image may be listed twice."""
+    merged = {}
+    for photo in photos:
+        earlier = merged.get(photo.file, photo._replace(boxes=[]))
+        merged[photo.file] = earlier._replace(boxes=earlier.boxes + photo.boxes,
+                                              unplaced=earlier.unplaced or photo.unplaced)
+    return list(merged.values())
 
 
 def coco_photo(images, item, skips):
     """The Photo of one entry of `images`, or None (counted) where its file name or id is unusable."""
-    name = item.get("file_name")
-    if not isinstance(item.get("id"), (int, str)) or not isinstance(name, str) or not is_inside(name):
-        skips.add("bad_image_entry", f"image {item.get('id')!r}, file_name {shorten(name)}")
+    name = plain_name(item.get("file_name"), images)
+    if not isinstance(item.get("id"), (int, str)) or not name:
+        skips.add("bad_image_entry", f"image {item.get('id')!r}, file_name {shorten(item.get('file_name'))}")
         return None
     width, height = (item.get(k) if is_count(item.get(k)) else 0 for k in ("width", "height"))
     return Photo(name, f"{images}/{name}", int(width), int(height), [])
@@ -172,7 +186,7 @@ def read_voc(root, image_set, skips: Skips) -> list:
                              "e.g. Segmentation/train")
         stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     photos = [voc_photo(Path(root), stem, skips) for stem in stems]
-    return with_sizes([photo for photo in photos if photo is not None], skips)
+    return with_sizes(merge(photo for photo in photos if photo is not None), skips)
 
 
 def voc_photo(root, stem, skips):
@@ -183,9 +197,7 @@ def voc_photo(root, stem, skips):
     except (OSError, ElementTree.ParseError) as error:
         skips.add("bad_xml", f"{path}: {error}")
         return None
-    file = (tree.findtext("filename") or "").strip()
-    if not is_inside(file) or not (root / "JPEGImages" / file).is_file():
-        file = f"{stem}.jpg"
+    file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
     width, height = (to_float(tree.findtext(f"size/{side}")) for side in ("width", "height"))
     masks = root / "SegmentationObject" / f"{stem}.png"
     has_masks = masks.is_file()
@@ -201,6 +213,17 @@ def voc_photo(root, stem, skips):
         boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number, mask=mask))
     size = (int(width), int(height)) if is_count(width) and is_count(height) else (0, 0)
     return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
+
+
+def voc_file(root, stem, said) -> str:
+    """The picture of Annotations/STEM.xml: the one that it says, unless that is another's, as in renamed copies."""
+    path = PurePosixPath(said)
+    if path.stem != stem:
+        for end in (path.suffix, *EXTENSIONS):
+            if (root / "JPEGImages" / f"{stem}{end}").is_file():
+                return f"{stem}{end}"
+    is_others = path.stem != stem and (root / "Annotations" / f"{path.stem}.xml").is_file()
+    return said if is_inside(said) and not is_others and (root / "JPEGImages" / said).is_file() else f"{stem}.jpg"
 
 
 # --- Cityscapes ---
@@ -321,9 +344,9 @@ def read_csv(images, annotations, skips: Skips) -> list:
 
 def csv_row(images, number, row, columns, photos, unplaced, skips):
     """Add the Box of one line to photos[file], or count why not."""
-    name = (row["file"] or "").strip()
-    if not is_inside(name):
-        skips.add("bad_image_entry", f"line {number} names the file {shorten(name)}")
+    name = plain_name((row["file"] or "").strip(), images)
+    if not name:
+        skips.add("bad_image_entry", f"line {number} names the file {shorten(row['file'])}")
         return
     boxes = photos[name]
     if not any((row[c] or "").strip() for c in columns):
@@ -339,7 +362,7 @@ def csv_row(images, number, row, columns, photos, unplaced, skips):
     score = to_float(score or 1)
     boxes.append(Box(*rectangle, label or "object", key or number, crowd.lower() not in ("", "0", "false"),
                      score if is_number(score) else 0.0,
-                     ("png", f"{images}/{mask}", None, 128) if mask else None))
+                     ("png", f"{images}/{plain_name(mask, images) or mask}", None, 128) if mask else None))
 
 
 # --- Oxford-IIIT Pet ---
@@ -438,6 +461,7 @@ def with_sizes(photos, skips: Skips) -> list:
 def image_size(path, upright: bool):
     """(width, height) from an image file's header; upright: after turning it as its EXIF orientation says."""
     with Image.open(path) as image:
+        load_tiff(image)
         turned = upright and image.getexif().get(0x0112) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
@@ -459,6 +483,14 @@ def is_inside(name: str) -> bool:
     return bool(name) and not set(name) & {"\\", "\0"} and not path.is_absolute() and ".." not in path.parts
 
 
+def plain_name(name, folder) -> str:
+    """The one way to write a file name of `folder`, "" if it is none: "./a.png" is "a.png", and "\\" is "/" where the
+    file is found so."""
+    if isinstance(name, str) and "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
+        name = name.replace("\\", "/")
+    return posixpath.normpath(name) if isinstance(name, str) and is_inside(name) else ""
+
+
 def parse_box(values):
     """(x, y, w, h) as floats from a list of four, None unless all are numbers below 1e7 and w, h >= 0."""
     if not isinstance(values, (list, tuple)) or len(values) != 4 or not all(map(is_number, values)):
@@ -478,104 +510,3 @@ def to_float(text) -> float:
 def shorten(value, limit=60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[:limit - 3] + "..."
-
-
-# --- annotation files of any length, read element by element ---
-
-CHUNK = 1 << 20  # characters read at a time
-
-
-class JsonText:
-    """A cursor over a JSON file that holds a window of the text, so that memory does not grow with it."""
-
-    def __init__(self, path):
-        self.path = path
-        try:
-            self.file = open(path, encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no annotation file {path}: check --annotations") from None
-        self.text, self.at = "", 0
-        self.decode = json.JSONDecoder().raw_decode
-
-    def fill(self):
-        """Drop what was read and read on; doubling keeps repeated attempts at one long value linear."""
-        rest = self.text[self.at:]
-        try:
-            chunk = self.file.read(max(CHUNK, len(rest)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is not a JSON text in UTF-8: {error}") from None
-        self.text, self.at = rest + chunk, 0
-        return bool(chunk)
-
-    def peek(self):
-        """The next character that is not white space, "" at the end; the cursor stands on it."""
-        while True:
-            text, at = self.text, self.at
-            while at < len(text) and text[at] in " \t\r\n":
-                at += 1
-            self.at = at
-            if at < len(text):
-                return text[at]
-            if not self.fill():
-                return ""
-
-    def take(self, accepted: str):
-        """The next character, which must be one of `accepted`; ValueError otherwise."""
-        found = self.peek()
-        if found == "" or found not in accepted:
-            expected = " or ".join(repr(c) for c in accepted)
-            raise ValueError(f"{self.path} is not valid JSON: expected {expected}, found "
-                             f"{found or 'its end'!r}: is the file complete?")
-        self.at += 1
-        return found
-
-    def elements(self, close: str):
-        """Yield once before each element of a list or object; takes the commas and the bracket `close`."""
-        more = self.peek() != close
-        if not more:
-            self.take(close)
-        while more:
-            yield
-            more = self.take("," + close) == ","
-
-    def value(self):
-        """Decode the JSON value under the cursor and move past it."""
-        self.peek()
-        while True:
-            try:
-                value, end = self.decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                if self.fill():
-                    continue
-                near = self.text[self.at:self.at + 30]
-                raise ValueError(f"{self.path} is not valid JSON ({error.msg} at {near!r}): "
-                                 "is the file complete?") from None
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{self.path} is no annotation file ({error})") from None
-            length = end - self.at
-            if end == len(self.text) and self.fill():
-                continue  # a number that ends with the window may go on in the file
-            self.at += length
-            return value
-
-
-def iterate_json(path, wanted):
-    """Yield (key, element) for every element of the arrays under the keys `wanted` of a JSON object.
-
-    The file is read once, front to back, one element in memory at a time. ValueError in one line when the
-    file is not such an object; OSError when it cannot be opened.
-    """
-    text = JsonText(path)
-    with text.file:
-        if text.peek() != "{":
-            raise ValueError(f"{path} must hold a JSON object with {', '.join(wanted)}, "
-                             f"but starts with {text.peek()!r}")
-        text.take("{")
-        for _ in text.elements("}"):
-            key = text.value()
-            text.take(":")
-            if key not in wanted:
-                text.value()
-            elif text.take("[") == "[":
-                for _ in text.elements("]"):
-                    yield key, text.value()

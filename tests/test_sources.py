@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jsonstream
 import masks
 import sources
 from sources import Skips, read_cityscapes, read_coco, read_csv, read_detections, read_pets, read_voc
@@ -49,7 +50,7 @@ def boxes_of(photos):
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
 def test_json_is_read_alike_in_windows_of_any_size(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr(jsonstream, "CHUNK", chunk)
     data = {
         "skip": [1, [2, {"x": "}]"}]],
         "n": 12345,
@@ -64,7 +65,7 @@ def test_json_is_read_alike_in_windows_of_any_size(tmp_path, monkeypatch, chunk)
         "\ufeff" + json.dumps(data, ensure_ascii=False),
     ):
         path.write_text(text, encoding="utf-8")
-        assert list(sources.iterate_json(path, ("a", "b", "a2"))) == [("b", v) for v in data["b"]] + [
+        assert list(jsonstream.iterate_json(path, ("a", "b", "a2"))) == [("b", v) for v in data["b"]] + [
             ("a2", 0)
         ]
 
@@ -89,7 +90,7 @@ def test_what_is_not_json_is_one_clear_line(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(ValueError) as error:
-        list(sources.iterate_json(path, ("a",)))
+        list(jsonstream.iterate_json(path, ("a",)))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -97,9 +98,9 @@ def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'{"a": ["\xff\xfe"]}')
     with pytest.raises(ValueError, match="UTF-8"):
-        list(sources.iterate_json(path, ("a",)))
+        list(jsonstream.iterate_json(path, ("a",)))
     with pytest.raises(FileNotFoundError, match="check --annotations"):
-        list(sources.iterate_json(tmp_path / "none.json", ("a",)))
+        list(jsonstream.iterate_json(tmp_path / "none.json", ("a",)))
 
 
 # --- COCO ---

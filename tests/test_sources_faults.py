@@ -7,6 +7,7 @@ from PIL import Image
 from test_commands import StubDetector
 from test_prepare import SMALL, index_of, run
 
+import crops
 import detector
 import prepare
 import sources
@@ -131,3 +132,106 @@ def test_words_of_a_source_are_no_paths():
     assert prepare.origin_of("voc", "/voc", "all") == {"command": "voc", "images": "/voc", "annotations": "all"}
     assert prepare.origin_of("cityscapes", "/c", "gtFine")["annotations"] == "gtFine"
     assert prepare.origin_of("cityscapes", "/c", "/d/../x.json")["annotations"] == "/x.json"
+
+
+# --- one picture, however it is listed ---
+
+
+def coco_file(path, images, boxes):
+    """A COCO file of images [(id, file name)] of 200 x 150 and boxes [(image id, x, y)] of 30 x 30."""
+    path.write_text(json.dumps({
+        "images": [{"id": i, "file_name": name, "width": 200, "height": 150} for i, name in images],
+        "annotations": [{"id": n, "image_id": i, "category_id": 1, "bbox": [x, y, 30, 30]}
+                        for n, (i, x, y) in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "dog"}]}))
+    return path
+
+
+def test_two_coco_images_of_one_id_are_counted_and_give_nothing(tmp_path, capsys):
+    for name, x in (("a", 40), ("b", 100), ("c", 60)):
+        draw(tmp_path / f"{name}.png", x)
+    images = [(1, "a.png"), (1, "b.png"), (2, "c.png"), (2, "c.png")]
+    path = coco_file(tmp_path / "x.json", images, [(1, 40, 60), (2, 60, 60)])
+    run("coco", "--images", tmp_path, "--annotations", path, "--out", tmp_path / "out", *SMALL)
+    index = index_of(tmp_path / "out")
+    assert {crop["source"] for kind in ("objects", "backgrounds") for crop in index[kind].values()} == {"c.png"}
+    assert "repeated_image_id 1 (first: id 1 is that of b.png and of another image)" in capsys.readouterr().out
+
+
+def test_one_picture_under_two_names_is_one_photo(tmp_path):
+    draw(tmp_path / "a.png")
+    path = coco_file(tmp_path / "x.json", [(1, "a.png"), (2, "./a.png")], [(1, 60, 60), (2, 20, 20)])
+    listed = table(tmp_path / "x.csv", [("a.png", 60, 60), ("./a.png", 20, 20)])
+    for photos in (sources.read_coco(tmp_path, path, sources.Skips()),
+                   sources.read_csv(tmp_path, listed, sources.Skips())):
+        assert [(photo.file, [box.x for box in photo.boxes]) for photo in photos] == [("a.png", [60, 20])]
+
+
+def write_xml(root, stem, said, x):
+    (root / "Annotations").mkdir(exist_ok=True, parents=True)
+    (root / f"Annotations/{stem}.xml").write_text(
+        f"<annotation><filename>{said}</filename><size><width>200</width><height>150</height></size><object>"
+        f"<name>dog</name><bndbox><xmin>{x + 1}</xmin><ymin>61</ymin><xmax>{x + 30}</xmax><ymax>90</ymax></bndbox>"
+        "</object></annotation>")
+
+
+@pytest.mark.parametrize("said,there,expected", [
+    ("a.jpg", "b.jpg", "b.jpg"),  # a copy that was renamed: its own picture
+    ("a.png", "b.png", "b.png"),
+    ("a.jpg", None, "b.jpg"),  # which is not there: never that of another XML file
+    ("z.png", "z.png", "z.png"),  # of no other: as it says
+    ("b.png", "b.png", "b.png"),
+])
+def test_the_picture_of_an_xml_file(tmp_path, said, there, expected):
+    for name in {"a.jpg", "a.png", there} - {None}:
+        draw(tmp_path / "JPEGImages" / name)
+    write_xml(tmp_path, "a", "a.jpg", 60)
+    write_xml(tmp_path, "b", said, 20)
+    photos = sources.read_voc(tmp_path, None, sources.Skips())
+    assert [(photo.file, photo.boxes[0].x) for photo in photos] == [("a.jpg", 60), (expected, 20)]
+
+
+def test_two_xml_files_of_one_picture_are_one_photo(tmp_path):
+    draw(tmp_path / "JPEGImages/z.jpg")
+    for stem, x in (("a", 60), ("b", 20)):
+        write_xml(tmp_path, stem, "z.jpg", x)
+    (photo,) = sources.read_voc(tmp_path, None, sources.Skips())
+    assert photo.file == "z.jpg" and [box.x for box in photo.boxes] == [60, 20]
+
+
+def test_names_with_windows_separators(tmp_path):
+    draw(tmp_path / "images/0.png")
+    Image.new("L", (200, 150)).save(tmp_path / "images/m.png")
+    listed = tmp_path / "x.csv"
+    listed.write_text("file,x,y,w,h,mask\nimages\\0.png,60,60,30,30,images\\m.png\n")
+    path = coco_file(tmp_path / "x.json", [(1, "images\\0.png")], [(1, 60, 60)])
+    (photo,) = sources.read_csv(tmp_path, listed, sources.Skips())
+    assert photo.boxes[0].mask[1] == f"{tmp_path}/images/m.png"
+    assert [photo.file, *(p.file for p in sources.read_coco(tmp_path, path, sources.Skips()))] == ["images/0.png"] * 2
+    for name in ("..\\" + tmp_path.name + "\\images\\0.png", "lost\\0.png"):
+        skips = sources.Skips()
+        assert sources.read_csv(tmp_path, table(listed, [(name, 1, 1)]), skips) == []
+        assert skips.counts == {"bad_image_entry": 1}
+    with pytest.raises(ValueError, match=r"no image is annotated in .*x.csv \(line 2 names the file 'lost"):
+        from_csv(tmp_path, listed, tmp_path / "out")
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_turned_tiffs(tmp_path, orientation):
+    upright = np.zeros((40, 30, 3), np.uint8)
+    upright[:10, :10] = 255
+    image = Image.fromarray(upright)
+    as_stored = dict(zip(range(2, 9), (Image.FLIP_LEFT_RIGHT, Image.ROTATE_180, Image.FLIP_TOP_BOTTOM, Image.TRANSPOSE,
+                                       Image.ROTATE_90, Image.TRANSVERSE, Image.ROTATE_270), strict=True))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(as_stored[orientation])
+    stored.save(tmp_path / "a.tif", exif=exif)
+    (photo,) = sources.read_csv(tmp_path, table(tmp_path / "x.csv", [("a.tif", 0, 0)]), sources.Skips())
+    assert (photo.width, photo.height) == (30, 40) and np.array_equal(crops.open_photo(photo), upright)
+    as_shown = photo._replace(upright=False)
+    assert np.array_equal(crops.open_photo(as_shown), upright)
+    if orientation > 4:
+        assert np.array_equal(crops.open_photo(as_shown._replace(width=40, height=30)), stored)
+    with pytest.raises(ValueError, match="31 x 40"):
+        crops.open_photo(as_shown._replace(width=31))
