@@ -36,7 +36,8 @@ def read_index(dataroot, split: str) -> dict:
     """crops.json of a split, with "images" from sources.json; an empty index where there is none.
 
     ValueError when a file is not readable. "images" lists the source images:
-    {"file", "path", "origin", "hash" (see `difference_hash`), "boxes": [[x, y, w, h] of every object]}.
+    {"file", "path", "origin", "hash" (see `difference_hash`), "boxes": [[x, y, w, h] of every object], "upright":
+    whether boxes refer to it turned as its EXIF orientation says; earlier versions wrote no "upright"}.
     """
     empty = {"format": FORMAT, "rules": [], "counts": {}, "classes": {}, "objects": {}, "backgrounds": {}}
     index = read_json(Path(dataroot, split, "crops.json"), empty)
@@ -112,6 +113,11 @@ def make_stem(file: str, suffix, taken: set) -> str:
         stem, length = f"{plain}_{digest[:length]}", length + 1
     taken.add(stem.lower())
     return stem
+
+
+def written(out) -> set:
+    """The real paths of everything below `out` that are pictures, and none to cut from."""
+    return {os.path.realpath(Path(out, split, name)) for split in SPLITS for name in (*FOLDERS, "sheet.jpg")}
 
 
 # --- cutting one image ---
@@ -248,13 +254,19 @@ def read_journal(path: Path) -> list:
     return lines
 
 
+def drop_journal(folder: Path, plan: str):
+    """Delete the journal of a plan whose crops are listed; that of another source, interrupted, stays."""
+    lines = read_journal(folder / JOURNAL)
+    if lines and lines[0].get("plan") == plan:
+        (folder / JOURNAL).unlink()
+
+
 def is_cut(folder: Path, job: Job, line: dict) -> bool:
     """Whether all files of a finished job are there up to the PNG's end mark."""
-    if "problem" in line:
-        return False  # the image may have been supplied since
+    if "problem" in line or set(line["masks"].values()) - {"ok"}:
+        return False  # the image may have been supplied, the mask corrected since
     places = [("objects", p.stem) for p in job.objects] + [("backgrounds", p.stem) for p in job.backgrounds]
-    places += [(kind, stem) for stem, state in line["masks"].items() if state == "ok"
-               for kind in ("masks", "masks_source")]
+    places += [(kind, stem) for stem in line["masks"] for kind in ("masks", "masks_source")]
     return all(ends_whole(folder / kind / f"{stem}.png") for kind, stem in places)
 
 

@@ -72,13 +72,14 @@ def detect_boxes(model, image, names, device="cpu", least_score=LEAST_SCORE) -> 
     return sorted(kept, key=lambda box: -box[5])
 
 
-def detect_folder(folder, path: Path, find, progress, skips):
-    """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder`, a line each to `path`.
+def detect_folder(folder, path: Path, find, progress, skips, without=()):
+    """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder` but `without` (see `list_images`),
+    a line each to `path`.
 
     Photographs of this folder that `path` has already are not done again, so an interrupted run continues. Each line
     names its folder: photographs of several folders may have one name.
     """
-    names = list_images(folder)
+    names = list_images(folder, without)
     done, place = set(), os.path.abspath(folder)
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)

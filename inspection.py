@@ -11,13 +11,12 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from crops import clamp, name_hash, overlaps
+from crops import clamp, name_hash, open_photo, overlaps
 from dataroot import FOLDERS, JOURNAL, SPLITS, read_index
-from pixels import to_rgb
-from sources import UNREADABLE
+from sources import EXTENSIONS, UNREADABLE, Photo
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
 SHARPNESS, BRIGHTNESS = 0, 1  # columns of the statistics
@@ -32,7 +31,9 @@ def check_split(dataroot, split: str, num_workers: int):
     if (folder / JOURNAL).exists():
         problems.append(f"{folder / JOURNAL}: preparing was interrupted, run the same command again")
     sizes = {entry["crop_size"] for entry in index["rules"]}
-    if len(sizes) != 1:
+    if not sizes:
+        problems.append(f"{folder / 'crops.json'}: not there, or empty: without it there is nothing to check")
+    elif len(sizes) > 1:
         problems.append(f"{folder / 'crops.json'}: crops of sizes {sorted(sizes)}, expected one size")
     size = max(sizes, default=0)
     core = max((entry["object_size"] for entry in index["rules"]), default=0)
@@ -106,10 +107,13 @@ def check_masks(folder, stem, entry, size) -> list:
 
 def unlisted_files(folder, index) -> list:
     """Images in the folders that crops.json does not list: training would take them for data."""
+    if not (folder / "crops.json").exists():
+        return []
     listed = {"objects": index["objects"], "backgrounds": index["backgrounds"],
               "masks": index["objects"], "masks_source": index["objects"]}
     return [f"{entry.path}: not in crops.json" for kind in FOLDERS if (folder / kind).is_dir()
-            for entry in os.scandir(folder / kind) if entry.name.removesuffix(".png") not in listed[kind]]
+            for entry in os.scandir(folder / kind) if entry.name.lower().endswith(EXTENSIONS)
+            and not entry.name.startswith(".") and entry.name.removesuffix(".png") not in listed[kind]]
 
 
 def misplaced_windows(folder, index) -> list:
@@ -185,15 +189,14 @@ def near_duplicates(train: list, test: list) -> list:
 
     Both: the "images" of an index. In blocks, so that memory stays small for any number of images.
     """
-    if not train or not test:
-        return []
-    a, b = (np.stack([signs(image["hash"]) for image in images]) for images in (train, test))
-    pairs = []
-    for start in range(0, len(a), 4096):
-        bits = (a.shape[1] - a[start:start + 4096] @ b.T) / 2
-        for i, j in zip(*np.nonzero(bits <= NEAR), strict=True):
-            pairs.append((train[start + i]["file"], test[j]["file"], int(bits[i, j])))
-    return pairs
+    found, block = [], 2048
+    for i in range(0, len(train), block):
+        a = np.stack([signs(image["hash"]) for image in train[i:i + block]])
+        for j in range(0, len(test), block):
+            b = np.stack([signs(image["hash"]) for image in test[j:j + block]])
+            bits = (a.shape[1] - a @ b.T) / 2
+            found += [(i + k, j + n, int(bits[k, n])) for k, n in np.argwhere(bits <= NEAR).tolist()]
+    return [(train[i]["file"], test[j]["file"], bits) for i, j, bits in sorted(found)]
 
 
 def signs(digest: str) -> np.ndarray:
@@ -252,11 +255,8 @@ def make_sheet(dataroot, split: str, objects=24, backgrounds=20) -> Path:
 def draw_source(image_entry, crop, windows, size) -> Image.Image:
     """A thumbnail of a source image with its boxes and windows; grey when the image is no longer there."""
     try:
-        with Image.open(image_entry["path"]) as image:
-            width, height = crop["source_size"]
-            if image.size != (width, height):
-                image = ImageOps.exif_transpose(image)
-            thumbnail = to_rgb(image)
+        width, height = crop["source_size"]
+        thumbnail = open_photo(Photo("", image_entry["path"], width, height, [], image_entry.get("upright", False)))
     except UNREADABLE:
         return Image.new("RGB", size, "grey")
     thumbnail.thumbnail(size)

@@ -21,16 +21,17 @@ import detector
 import sources
 from crops import DROPS, PRESETS, Job, Piece, Rules, find_backgrounds, find_objects, name_hash
 from dataroot import (
-    JOURNAL,
     SPLITS,
     cut_jobs,
     describe_background,
     describe_object,
+    drop_journal,
     make_stem,
     plan_hash,
     read_index,
     remove_crops,
     write_index,
+    written,
 )
 from inspection import check, make_sheet, near_duplicates
 
@@ -209,17 +210,19 @@ def write_split(jobs, index, here, rules, args, origin, skips, split, counts):
     """
     plan = plan_hash(jobs, rules.crop_size)
     if index["rules"][here]["plan"] == plan:
+        drop_journal(Path(args.out, split), plan)  # left where the command was killed after the last file
         print(f"{split}: these crops are complete already, nothing to do")
         return
     drop_origin(index, args.out, split, here)
     lines = cut_jobs(jobs, plan, Path(args.out, split), rules.crop_size, args.num_workers, split)
     counts = {**counts, **list_crops(index, jobs, lines, rules.crop_size, here, skips)}
     counts["skipped"] = dict(skips.counts)
-    failed = any("problem" in line for line in lines)  # then a later run tries these images again
+    # then a later run tries these images again
+    failed = any("problem" in line or set(line["masks"].values()) - {"ok"} for line in lines)
     index["rules"][here] = {**origin, **dataclasses.asdict(rules), "plan": "" if failed else plan,
                             "counts": counts}
     write_index(args.out, split, index)
-    Path(args.out, split, JOURNAL).unlink()
+    drop_journal(Path(args.out, split), plan)
     print(summary(split, counts, index, here, skips))
     print(f"  to look at       {make_sheet(args.out, split)}")
     for other in others(split):
@@ -298,7 +301,8 @@ def background_photos(photos, found, rules, split, args, skips):
     if rules.y_from == "same":
         return [photo for photo in photos if found[photo.file]]
     part = "train" if split == "train" else "test"
-    folder = [photo for photo in sources.read_folder(rules.y_from, skips, f"{Path(rules.y_from).name}/")
+    prefix = f"{Path(rules.y_from).name}/"
+    folder = [photo for photo in sources.read_folder(rules.y_from, skips, prefix, written(args.out))
               if auto_split(photo.file, args.test_fraction) == part]
     annotated = {os.path.abspath(photo.path): photo for photo in photos}
     # a name that an annotated image has too is told from it by "../", with which none of theirs begins
@@ -340,7 +344,8 @@ def list_crops(index, jobs, lines, size, here, skips) -> dict:
         counts["backgrounds"] += len(job.backgrounds)
         counts["masks"] += sum(state == "ok" for state in line["masks"].values())
         index["images"].append({"file": job.photo.file, "path": os.path.abspath(job.photo.path),
-                                "origin": here, "hash": line["hash"], "boxes": job.photo.boxes})
+                                "origin": here, "hash": line["hash"], "boxes": job.photo.boxes,
+                                "upright": job.photo.upright})
     return counts
 
 
@@ -373,10 +378,11 @@ def prepare_folder(args, rules, skips):
             raise ValueError(f"{folder} lies where --out {args.out} would put the crops, which would replace the "
                              "pictures they are made from: name another --out")
     origin = origin_of("folder", args.objects, args.backgrounds)
-    objects = sources.read_folder(args.objects, skips, "objects/")
-    backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/")
+    own = written(args.out)
+    objects = sources.read_folder(args.objects, skips, "objects/", own)
+    backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/", own)
     masks = {os.path.splitext(name)[0]: f"{args.masks}/{name}"
-             for name in (sources.list_images(args.masks) if args.masks else [])}
+             for name in (sources.list_images(args.masks, own) if args.masks else [])}
     for split in splits_of(args):
         index = read_index(args.out, split)
         here = origin_number(index, origin, rules, args.out)
@@ -471,7 +477,7 @@ def run_detect(args):
     model = detector.load_detector(args.detector_weights, device)
     detect = partial(detector.detect_boxes, model, names=detector.category_names(), device=device)
     progress = partial(tqdm, desc="detect", unit="image", disable=None)
-    detector.detect_folder(args.images, path, detect, progress, skips)
+    detector.detect_folder(args.images, path, detect, progress, skips, written(args.out))
     photos = sources.read_detections(args.images, path, skips)
     prepare(photos, rules, args, args.images, str(path), skips)
 

@@ -404,18 +404,27 @@ def read_pets(root, image_set, skips: Skips) -> list:
 # --- photographs without annotations, and what a detector found in them ---
 
 
-def list_images(folder) -> list:
-    """All image files below a folder, as names relative to it, sorted. ValueError when there are none."""
-    names = sorted(Path(root, name).relative_to(folder).as_posix() for root, _, files in os.walk(folder)
-                   for name in files if name.lower().endswith(EXTENSIONS))
+def list_images(folder, without=()) -> list:
+    """All image files below a folder, as names relative to it, sorted. ValueError when there are none.
+
+    without: real paths of files and folders to leave out.
+    """
+    names = []
+    for root, folders, files in os.walk(folder):
+        real = os.path.realpath(root)
+        folders[:] = [name for name in folders if os.path.join(real, name) not in without]
+        names += [Path(root, name).relative_to(folder).as_posix() for name in files
+                  if name.lower().endswith(EXTENSIONS) and os.path.join(real, name) not in without]
+    names.sort()
     if not names:
         raise ValueError(f"no image in {folder}: expected files that end in {', '.join(EXTENSIONS)}")
     return names
 
 
-def read_folder(folder, skips: Skips, prefix="") -> list:
-    """Every photograph below a folder, turned upright, without boxes. prefix: put before the names."""
-    photos = [Photo(prefix + name, f"{folder}/{name}", 0, 0, [], True) for name in list_images(folder)]
+def read_folder(folder, skips: Skips, prefix="", without=()) -> list:
+    """Every photograph below a folder, turned upright, without boxes. prefix: put before the names. without: see
+    `list_images`."""
+    photos = [Photo(prefix + name, f"{folder}/{name}", 0, 0, [], True) for name in list_images(folder, without)]
     return with_sizes(photos, skips)
 
 

@@ -1,14 +1,18 @@
 """What goes wrong with sources: folders that share names, names written otherwise, pictures listed twice."""
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from test_commands import StubDetector
 from test_prepare import SMALL, index_of, run
 
 import crops
+import dataroot
 import detector
+import inspection
+import masks
 import prepare
 import sources
 
@@ -235,3 +239,111 @@ def test_turned_tiffs(tmp_path, orientation):
         assert np.array_equal(crops.open_photo(as_shown._replace(width=40, height=30)), stored)
     with pytest.raises(ValueError, match="31 x 40"):
         crops.open_photo(as_shown._replace(width=31))
+
+
+# --- output within the input, kills, what check says ---
+
+
+@pytest.mark.parametrize("out", ["in/crops", "in"])
+def test_crops_are_never_cut_from_crops(tmp_path, stub, out):
+    for i in range(3):
+        draw(tmp_path / f"in/{i}.png", 40 + i, 50)
+    for _ in range(2):
+        run("detect", "--images", tmp_path / "in", "--out", tmp_path / out, *SMALL, "--y_from", tmp_path / "in",
+            "--test_fraction", "0")
+        index = index_of(tmp_path / out)
+        used = {crop["source"].split("/")[-1] for kind in ("objects", "backgrounds") for crop in index[kind].values()}
+        assert stub.seen == 3 and used == {"0.png", "1.png", "2.png"}
+
+
+def test_folder_takes_no_crops_of_its_own(tmp_path):
+    for name in ("x", "y"):
+        Image.new("RGB", (40, 40)).save(draw(tmp_path / name / "0.png"))
+    for _ in range(2):
+        run("folder", "--objects", tmp_path / "x", "--backgrounds", tmp_path / "y", "--out", tmp_path / "x/crops",
+            "--crop_size", 32, "--num_workers", 0)
+    index = index_of(tmp_path / "x/crops")
+    assert list(index["objects"]) == list(index["backgrounds"]) == ["0"]
+
+
+def test_a_kill_after_the_last_file_is_mended_by_the_same_command(tmp_path, monkeypatch, capsys):
+    draw(tmp_path / "a.png")
+    boxes, journal = table(tmp_path / "a.csv", [("a.png", 60, 60)]), tmp_path / "out/train" / dataroot.JOURNAL
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_index", lambda *index: (dataroot.write_index(*index), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            from_csv(tmp_path, boxes, tmp_path / "out")
+    assert journal.exists()
+    capsys.readouterr()
+    from_csv(tmp_path, boxes, tmp_path / "out")
+    assert "complete already" in capsys.readouterr().out and not journal.exists()
+    journal.write_text('{"plan": "of another source", "objects": [], "backgrounds": []}\n')
+    from_csv(tmp_path, boxes, tmp_path / "out")
+    assert journal.exists()  # that one is unfinished
+
+
+def test_a_corrected_mask_is_taken(tmp_path):
+    draw(tmp_path / "a.png")
+    mask = Image.new("L", (200, 150))
+    mask.save(tmp_path / "m.png")
+    (tmp_path / "a.csv").write_text("file,x,y,w,h,mask\na.png,60,60,30,30,m.png\n")
+    from_csv(tmp_path, tmp_path / "a.csv", tmp_path / "out")
+    assert index_of(tmp_path / "out")["counts"]["skipped"] == {"bad_mask": 1}
+    mask.paste(255, (60, 60, 90, 90))
+    mask.save(tmp_path / "m.png")
+    masks.read_labels.cache_clear()  # as in another process
+    from_csv(tmp_path, tmp_path / "a.csv", tmp_path / "out")
+    assert index_of(tmp_path / "out")["counts"]["masks"] == 1
+    assert [path.name for path in (tmp_path / "out/train/masks").iterdir()] == ["a_2.png"]
+
+
+def test_a_mask_that_failed_before_an_interruption_is_tried_again(tmp_path):
+    photo = sources.Photo("a.png", str(draw(tmp_path / "a.png")), 200, 150, [])
+    box = sources.Box(60, 60, 30, 30, "dog", 1, mask=("png", str(tmp_path / "m.png"), None, 128))
+    job = crops.Job(photo, [crops.Piece("a", (45, 45, 60, 60), box)], [])
+    for _ in range(2):
+        (line,) = dataroot.cut_jobs([job], "plan", tmp_path / "train", 32, 0)
+        mask = Image.new("L", (200, 150))
+        mask.paste(255, (60, 60, 90, 90))
+        mask.save(tmp_path / "m.png")
+    assert line["masks"] == {"a": "ok"} and (tmp_path / "train/masks/a.png").exists()
+
+
+def test_check_looks_at_pictures_only_and_needs_a_list(tmp_path, capsys):
+    draw(tmp_path / "a.png")
+    from_csv(tmp_path, table(tmp_path / "a.csv", [("a.png", 60, 60)]), tmp_path / "out")
+    for name in (".DS_Store", "Thumbs.db", "._a_2.png"):
+        (tmp_path / "out/train/objects" / name).write_bytes(b"x")
+    assert run("check", tmp_path / "out", "--num_workers", 0) is None
+    (tmp_path / "out/train/crops.json").unlink()
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="^1 problems"):
+        run("check", tmp_path / "out", "--num_workers", 0)
+    assert "without it there is nothing to check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_sheet_shows_photographs_as_their_boxes_mean_them(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(draw(tmp_path / "stored.png", 30, 40))
+    image.save(tmp_path / "a.png", exif=exif)
+    x, y, *_ = ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).convert("L").point(
+        lambda value: value > 200).getbbox()
+    from_csv(tmp_path, table(tmp_path / "a.csv", [("a.png", x, y)]), tmp_path / "out", "--max_fraction", "1")
+    index = index_of(tmp_path / "out")
+    thumbnail = inspection.draw_source(index["images"][0], index["objects"]["a_2"], [], (200, 200))
+    assert thumbnail.getpixel((x + 15, y + 15)) == (255, 255, 255)
+
+
+def test_near_duplicates_of_many_images_in_little_memory():
+    rng = np.random.default_rng(0)
+    train, test = ([{"file": f"{i}", "hash": rng.bytes(32).hex()} for i in range(n)] for n in (2100, 12000))
+    for i, j in ((5, 11000), (2090, 3), (5, 7)):
+        test[j]["hash"] = train[i]["hash"]
+    tracemalloc.start()
+    pairs = inspection.near_duplicates(train, test)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pairs == [("5", "7", 0), ("5", "11000", 0), ("2090", "3", 0)] and peak < 80e6
+    assert inspection.near_duplicates([], test) == inspection.near_duplicates(train, []) == []
