@@ -23,7 +23,8 @@ PRESETS = {  # §4.1 (i) and (iv); §4.2
 }
 DROPS = ("unplaced", "class", "score", "crowd", "min_side", "max_fraction", "min_aspect", "outside",
          "neighbours")
-TURNED_BACK = {5: Image.TRANSPOSE, 6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}  # EXIF's, as stored
+# by EXIF orientation: from upright to how such an image is stored
+TURNED_BACK = {5: Image.TRANSPOSE, 6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}
 OVERLAP = 0.25  # of its area: the most that a background shares with an earlier one of the same image
 
 

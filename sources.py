@@ -194,7 +194,7 @@ def voc_photo(root, stem, skips):
     path = root / "Annotations" / f"{stem}.xml"
     try:
         tree = ElementTree.parse(path)
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
         skips.add("bad_xml", f"{path}: {error}")
         return None
     file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
@@ -412,7 +412,9 @@ def list_images(folder, without=()) -> list:
     names = []
     for root, folders, files in os.walk(folder):
         real = os.path.realpath(root)
-        folders[:] = [name for name in folders if os.path.join(real, name) not in without]
+        if real in without:
+            folders.clear()
+            continue
         names += [Path(root, name).relative_to(folder).as_posix() for name in files
                   if name.lower().endswith(EXTENSIONS) and os.path.join(real, name) not in without]
     names.sort()

@@ -203,6 +203,15 @@ def test_two_xml_files_of_one_picture_are_one_photo(tmp_path):
     assert photo.file == "z.jpg" and [box.x for box in photo.boxes] == [60, 20]
 
 
+@pytest.mark.parametrize("encoding", ["gb2312", "nonsense"])
+def test_xml_files_in_unknown_encodings_are_counted(tmp_path, encoding):
+    draw(tmp_path / "JPEGImages/a.jpg")
+    write_xml(tmp_path, "a", "a.jpg", 60)
+    (tmp_path / "Annotations/b.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
+    skips = sources.Skips()
+    assert len(sources.read_voc(tmp_path, None, skips)) == 1 and skips.counts == {"bad_xml": 1}
+
+
 def test_names_with_windows_separators(tmp_path):
     draw(tmp_path / "images/0.png")
     Image.new("L", (200, 150)).save(tmp_path / "images/m.png")
@@ -254,6 +263,13 @@ def test_crops_are_never_cut_from_crops(tmp_path, stub, out):
         index = index_of(tmp_path / out)
         used = {crop["source"].split("/")[-1] for kind in ("objects", "backgrounds") for crop in index[kind].values()}
         assert stub.seen == 3 and used == {"0.png", "1.png", "2.png"}
+
+
+def test_the_crops_themselves_are_no_photographs(tmp_path, stub):
+    draw(tmp_path / "in/a.png")
+    run("detect", "--images", tmp_path / "in", "--out", tmp_path / "out", *SMALL)
+    with pytest.raises(ValueError, match="no image in"):
+        run("detect", "--images", tmp_path / "out/train/objects", "--out", tmp_path / "out", *SMALL)
 
 
 def test_folder_takes_no_crops_of_its_own(tmp_path):
