@@ -82,6 +82,35 @@ def test_an_input_is_never_replaced(call, tmp_path):
     assert code == 2 and "choose another" in err
 
 
+def camera_exif():
+    exif = Image.Exif()
+    exif[0x010F], exif[0x010E] = "Maker", "Ünï"
+    exif.get_ifd(0x8769)[0x9003], exif.get_ifd(0x8769)[0x829A] = "2020:01:02 03:04:05", 0.01
+    exif.get_ifd(0x8825)[1], exif.get_ifd(0x8825)[2] = "N", (47.0, 30.0, 1.5)
+    return exif
+
+
+def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
+    dog = stored(picture(), tmp_path, "dog.jpg", exif=camera_exif())
+    args = ("remove", dog, "--box", "30,20,40,30", "--format", "tiff")
+    assert call(*args, "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out" / "dog_removed.tiff") as out:
+        kept = out.getexif()
+        assert out.size == (100, 80) and kept[0x010F] == "Maker"
+        assert kept.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05" and kept.get_ifd(0x8825)[2] == (47.0, 30.0, 1.5)
+    plain = stored(picture(), tmp_path, "plain.png")
+    assert call("remove", plain, *args[2:], "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out" / "plain_removed.tiff") as out:
+        assert out.info["compression"] == "tiff_lzw"
+
+    def fail(*_, **__):
+        raise RuntimeError("Error setting from dictionary")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    code, _, err = call(*args, "--out", tmp_path / "broken")
+    assert code == 2 and "dog_removed.tiff" in err and err.count("\n") == 1 and "dictionary" in err
+
+
 def batch(tmp_path, n=4):
     """A folder of photographs with COCO annotations, one of them broken, and the annotation file."""
     folder = tmp_path / "photos"
