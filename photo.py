@@ -6,7 +6,8 @@
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
     python photo.py export --name dogs --out exported            # the generators for other programs
 
-From Python:
+Each command writes its picture as STEM_cut, STEM_removed or STEM_pasted (and STEM_coarse, z), with its mask beside it
+as STEM_cut_mask.png and so on. From Python:
 
     model = SEIGAN.load("checkpoints/dogs/best.pt", device="cuda")
     cutout, mask = photo.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
@@ -383,7 +384,8 @@ def add_options(parser, command):
 class Worker:
     """One command with its model, detector and backgrounds, loaded once for all photographs."""
 
-    KINDS = {"cut": ("cut", "mask"), "remove": ("removed", "mask"), "paste": ("pasted", "coarse", "mask")}
+    KINDS = {"cut": ("cut", "cut_mask"), "remove": ("removed", "removed_mask"),
+             "paste": ("pasted", "coarse", "pasted_mask")}  # endings of the results: no two commands share one
 
     def __init__(self, args):
         self.args = args
@@ -402,7 +404,7 @@ class Worker:
     def targets(self, stem, count):
         """Paths of the results of a photograph with `count` boxes, a tuple a result."""
         one = count == 1 or self.args.command == "remove"  # all objects are removed from the same photograph
-        ending = {kind: "png" if kind == "mask" else self.args.format for kind in self.KINDS[self.args.command]}
+        ending = {kind: "png" if kind.endswith("mask") else self.args.format for kind in self.KINDS[self.args.command]}
         return [tuple(os.path.join(self.args.out, f"{stem}{number}_{kind}.{ending[kind]}") for kind in ending)
                 for number in ([""] if one else [f"_{i + 1}" for i in range(count)])]
 
@@ -457,7 +459,7 @@ def run(args):
     args.out = args.out or os.path.join("results", args.name, "photos")
     check(args)
     jobs, failures = find_jobs(args)
-    worker, names = Worker(args), names_of_results(jobs)
+    worker, names = Worker(args), names_of_results(jobs, numbered=args.command != "remove")
     counts = {True: 0, False: 0}  # written, kept
     for job in tqdm(jobs, desc=args.command, unit="photo", disable=None if len(jobs) > 1 else True):
         try:

@@ -3,6 +3,8 @@
 `args` are its parsed options.
 """
 import os
+import posixpath
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from PIL import ExifTags, Image
 
 import photofile
 import sources
+from crops import name_hash
 
 
 class Job(NamedTuple):
@@ -80,12 +83,35 @@ def find_jobs(args):
     return jobs, problems.lines
 
 
-def names_of_results(jobs):
-    """{file: name of its results}: without the ending, unless two photographs differ in it alone."""
-    bare = [os.path.splitext(job.file)[0] for job in jobs]
-    count = Counter(bare)
-    return {job.file: stem if count[stem] == 1 else job.file.replace(".", "_")
-            for job, stem in zip(jobs, bare, strict=True)}
+def names_of_results(jobs, numbered=True):
+    """{file: name of its results}: without the ending, with it where results would be called alike on some system,
+    and with a hash where even that does not help.
+
+    numbered: several objects of a photograph have a result each, NAME_1, NAME_2 and so on.
+    """
+    attempts = dict.fromkeys((job.file for job in jobs), 0)
+    several = {job.file for job in jobs if numbered and (job.boxes is None or len(job.boxes) > 1)}
+    while True:
+        names = {file: name_of_results(file, n) for file, n in attempts.items()}
+        plain = {file: name.casefold() for file, name in names.items()}
+        count, series = Counter(plain.values()), {plain[file] for file in several}
+        unclear = []
+        for file, name in plain.items():
+            head = re.fullmatch(r"(.+)_[1-9][0-9]*", name, re.DOTALL)
+            if count[name] > 1 or head and head[1] in series:
+                unclear.append(file)
+        if not unclear:
+            return names
+        for file in unclear:
+            attempts[file] += 1
+
+
+def name_of_results(file, attempt):
+    """dog, dog_jpg, then dog_jpg_1c0ffee5 and on."""
+    path = posixpath.normpath(file)
+    if attempt == 0:
+        return os.path.splitext(path)[0]
+    return path.replace(".", "_") + (f"_{name_hash(file, attempt):016x}"[:9] if attempt > 1 else "")
 
 
 def upright_boxes(job):

@@ -1,6 +1,7 @@
 """photo.py as users type it: one photograph and folders of them, and at the size of a camera's."""
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
 import photo
+import photojobs
 from checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
@@ -47,13 +49,14 @@ def test_commands_on_one_photograph(call, run_folder, tmp_path):
     out = tmp_path / "out"
     box = ("--box", "30,20,40,30", "--out", out)
     assert call("cut", dog, *box)[0] == 0
-    assert names(out) == ["dog_cut.png", "dog_mask.png"]
-    assert call("remove", dog, *box, "--overwrite")[0] == 0
-    assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5", "--overwrite")[0] == 0
-    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_mask.png", "dog_pasted.png", "dog_removed.png"]
+    assert names(out) == ["dog_cut.png", "dog_cut_mask.png"]
+    assert call("remove", dog, *box)[0] == 0
+    assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5")[0] == 0
+    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_cut_mask.png", "dog_pasted.png", "dog_pasted_mask.png",
+                          "dog_removed.png", "dog_removed_mask.png"]
     sizes = {n: Image.open(out / n).size for n in names(out)}
-    assert sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
-    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_mask.png"] == (140, 90)
+    assert sizes["dog_cut_mask.png"] == sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
+    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_pasted_mask.png"] == (140, 90)
     model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
     expected = photo.remove(model, Image.open(dog), BOX)
     assert np.array_equal(np.asarray(Image.open(out / "dog_removed.png")), np.asarray(expected.image))
@@ -138,22 +141,22 @@ def test_a_folder_with_failures(call, tmp_path):
     assert code == 1
     listed = [line for line in err.splitlines() if line.startswith("  ")]
     assert len(listed) == 2 and all(any(n in line for line in listed) for n in ("2.png", "absent.png"))
-    assert names(out) == ["0_1_cut.png", "0_1_mask.png", "0_2_cut.png", "0_2_mask.png", "3_cut.png", "3_mask.png",
-                          "sub/1_cut.png", "sub/1_mask.png"]
+    assert names(out) == ["0_1_cut.png", "0_1_cut_mask.png", "0_2_cut.png", "0_2_cut_mask.png", "3_cut.png",
+                          "3_cut_mask.png", "sub/1_cut.png", "sub/1_cut_mask.png"]
     assert "3 of 5" in text
     stored(picture(), folder, "2.png")
     code, text, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", out)
     assert code == 1 and "1 of 5" in text and "3 had their results already" in text
     code, _, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", tmp_path / "cats", "--classes", "cat")
-    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_mask.png"]
+    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_cut_mask.png"]
 
 
 def test_removing_several_objects_of_one_photograph(call, tmp_path):
     folder, boxes = batch(tmp_path, 1)
     code, _, _ = call("remove", "--images", folder, "--boxes", boxes, "--out", tmp_path / "out")
     assert code == 1  # the absent one
-    assert names(tmp_path / "out") == ["0_mask.png", "0_removed.png"]
-    mask = np.asarray(Image.open(tmp_path / "out" / "0_mask.png"))
+    assert names(tmp_path / "out") == ["0_removed.png", "0_removed_mask.png"]
+    mask = np.asarray(Image.open(tmp_path / "out" / "0_removed_mask.png"))
     assert mask[35, 50] and mask[20, 20]
     changed = (np.asarray(Image.open(tmp_path / "out" / "0_removed.png")) != np.asarray(picture(seed=0))).any(-1)
     assert changed.any() and not (changed & (mask == 0)).any()
@@ -188,15 +191,45 @@ def test_photographs_that_differ_in_their_ending_do_not_collide(call, tmp_path):
     lines = "".join(f"{name},30,20,40,30\n" for name in ("a.png", "a.jpg", "b.png"))
     (tmp_path / "boxes.csv").write_text("file,x,y,w,h\n" + lines)
     assert call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_mask.png", "a_png_cut.png", "a_png_mask.png",
-                                       "b_cut.png", "b_mask.png"]
+    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_cut_mask.png", "a_png_cut.png",
+                                       "a_png_cut_mask.png", "b_cut.png", "b_cut_mask.png"]
+
+
+def test_results_of_several_objects_do_not_collide_with_another_photographs(call, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("dog.png", "dog_1.png"):
+        stored(picture(), folder, name)
+    (tmp_path / "boxes.csv").write_text("file,x,y,w,h\ndog.png,30,20,40,30\ndog.png,5,5,20,20\ndog_1.png,9,9,50,50\n")
+    args = ("--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
+    code, text, _ = call("cut", *args)
+    assert code == 0 and "2 of 2" in text
+    assert [n for n in names(tmp_path / "out") if n.endswith("_cut.png")] == [
+        "dog_1_cut.png", "dog_1_png_cut.png", "dog_2_cut.png"]
+    code, text, _ = call("remove", *args)  # one result a photograph
+    assert code == 0 and {"dog_removed.png", "dog_1_removed.png"} <= set(names(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("files", [
+    ["A.jpg", "a.png"], ["a.jpg", "a.png", "a_jpg.gif", "a_jpg_gif.webp"], ["A.jpg", "a.jpg"], ["./a.png", "a.png"],
+    ["dog.jpg", "dog_1.jpg", "DOG_2.jpg", "dog_1_jpg.png", "dog_1_jpg_3.png"], ["sub/a.jpg", "SUB/a.png", "a.jpg"],
+])
+def test_names_of_results_are_unlike_in_any_case_of_letters(files):
+    for count in (None, 1, 3):
+        jobs = [photojobs.Job(file, file, count and [BOX] * count) for file in files]
+        found = photojobs.names_of_results(jobs)
+        assert found == photojobs.names_of_results(jobs[::-1]) and set(found) == set(files)
+        results = [os.path.normpath(f"{name}{end}").casefold() for name in found.values()
+                   for end in ([""] if count == 1 else ["", "_1", "_2", "_3"] if count is None else ["_1", "_2", "_3"])]
+        assert len(set(results)) == len(results)
+    assert photojobs.names_of_results([photojobs.Job("a/b.c.jpg", "", [BOX])]) == {"a/b.c.jpg": "a/b.c"}
 
 
 def test_detected_boxes(call, tmp_path, monkeypatch):
     dog = stored(picture(), tmp_path, "dog.png")
     monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
     assert call("cut", dog, "--boxes", "detect", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["dog_cut.png", "dog_mask.png"]
+    assert names(tmp_path / "out") == ["dog_cut.png", "dog_cut_mask.png"]
     code, _, err = call("cut", dog, "--boxes", "detect", "--score", "0.95", "--out", tmp_path / "none")
     assert code == 2 and "no object found" in err
     monkeypatch.undo()
