@@ -176,7 +176,7 @@ def test_csv_boxes_and_a_folder_of_backgrounds(call, tmp_path):
     chosen = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
         assert call(*args, "--out", tmp_path / out, "--seed", seed)[0] == 0
-        pasted = [n for n in names(tmp_path / out) if "pasted" in n]
+        pasted = [n for n in names(tmp_path / out) if n.endswith("_pasted.png")]
         assert pasted == ["0_1_pasted.png", "0_2_pasted.png", "sub/1_pasted.png"]
         chosen.append([Image.open(tmp_path / out / n).size for n in pasted])
     assert chosen[0] == chosen[1], "the seed decides"
