@@ -122,6 +122,8 @@ def upright_boxes(job):
     try:
         with Image.open(job.path) as image:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.format == "TIFF":  # Pillow gives the size as turned
+                size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {job.path}") from None
     except photofile.BROKEN as error:

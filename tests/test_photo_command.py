@@ -12,7 +12,9 @@ from PIL import Image
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
 import photo
+import photofile
 import photojobs
+import sources
 from checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
@@ -112,6 +114,24 @@ def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", fail)
     code, _, err = call(*args, "--out", tmp_path / "broken")
     assert code == 2 and "dog_removed.tiff" in err and err.count("\n") == 1 and "dictionary" in err
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_turned_photographs(ending, orientation, tmp_path):
+    """A box of the pixels as stored lands on the same content, and a size as stored is told from one as turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[5:12, 20:50] = 255
+    path = stored(Image.fromarray(pixels).convert("RGB"), tmp_path, f"a.{ending}", exif=exif)
+    upright = photofile.open_photo(path)
+    rows, columns = np.nonzero(np.asarray(upright.convert("L")))
+    found = tuple(int(n) for n in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
+    annotated = {(40, 60): found, (60, 40): (20, 5, 30, 7)}
+    for size in {(60, 40), upright.size}:
+        job = photojobs.Job("a", str(path), [annotated[size]], sources.Photo("a", str(path), *size, []))
+        assert photojobs.upright_boxes(job) == [found]
 
 
 def batch(tmp_path, n=4):
