@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import ExifTags, Image
@@ -65,22 +66,35 @@ def find_jobs(args):
     if args.image:
         return [Job(os.path.basename(args.image), args.image, args.box)], []
     if args.boxes == "detect":
-        return [Job(name, f"{args.images}/{name}", None) for name in sources.list_images(args.images)], []
+        return [Job(name, f"{args.images}/{name}", None) for name in list_inputs(args.images, args.out)], []
     readers = {".json": sources.read_coco, ".csv": sources.read_csv, ".jsonl": sources.read_detections}
     read = readers.get(os.path.splitext(args.boxes)[1].lower())
     if read is None:
         raise ValueError(f"--boxes must be detect or a file that ends in {', '.join(readers)}, got {args.boxes!r}")
     if not os.path.isfile(args.boxes):
         raise FileNotFoundError(f"no file {args.boxes}: --boxes takes one with boxes, or detect")
-    photos = read(args.images, args.boxes, problems)
+    least = args.score if read is sources.read_detections else 0
     jobs = []
-    for photo in photos:
-        boxes = [box[:4] for box in photo.boxes if not box.crowd and (not args.classes or box.name in args.classes)]
+    for photo in read(args.images, args.boxes, problems):
+        boxes = [box[:4] for box in photo.boxes if not box.crowd and box.score >= least
+                 and (not args.classes or box.name in args.classes)]
         if boxes:
             jobs.append(Job(photo.file, photo.path, boxes, photo))
     if not jobs:
-        raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes))
+        raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
+                         + f" with a score of {least} or more: lower --score" * bool(least))
     return jobs, problems.lines
+
+
+def list_inputs(folder, out):
+    """Names of the photographs below `folder`, without those below `out`, which are results of earlier runs."""
+    names = sources.list_images(folder)
+    root, results = Path(folder).resolve(), Path(out).resolve()
+    if root in results.parents:
+        names = [name for name in names if not name.startswith(results.relative_to(root).as_posix() + "/")]
+    if not names:
+        raise ValueError(f"no image in {folder} but the results in --out, {out}")
+    return names
 
 
 def names_of_results(jobs, numbered=True):

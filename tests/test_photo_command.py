@@ -258,6 +258,81 @@ def test_detected_boxes(call, tmp_path, monkeypatch):
     assert code == 2 and "--detector_weights" in err and err.count("\n") == 1
 
 
+def folder_of(tmp_path, *files):
+    """A folder of photographs."""
+    for i, name in enumerate(files):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        stored(picture(seed=i), tmp_path / "photos", name)
+    return tmp_path / "photos"
+
+
+def test_score_and_classes_choose_among_boxes_of_a_file(call, tmp_path):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    found = {"a.png": [[*BOX, "dog", 0.95], [5, 5, 20, 20, "dog", 0.31]], "b.png": [[*BOX, "cat", 0.79]]}
+    lines = [json.dumps({"file": n, "width": 100, "height": 80, "boxes": boxes}) for n, boxes in found.items()]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    args = ("cut", "--images", folder, "--boxes", tmp_path / "d.jsonl")
+    assert call(*args, "--out", out)[0] == 0 and names(out) == ["a_cut.png", "a_cut_mask.png"]
+    assert call(*args, "--score", "0.3", "--classes", "dog, cat", "--out", tmp_path / "low")[0] == 0
+    assert [n for n in names(tmp_path / "low") if "mask" not in n] == ["a_1_cut.png", "a_2_cut.png", "b_cut.png"]
+    code, _, err = call(*args, "--score", "0.99", "--classes", "cat", "--out", out)
+    assert code == 2 and "of class cat with a score of 0.99 or more: lower --score" in err
+
+
+def test_bad_boxes_are_all_named_and_nothing_is_written(call, tmp_path):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    lines = ["a.png,30,20,40,30", "a.png,300,5,20,20", "a.png,5,400,9,9", "b.png,30,20,40,30"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *lines]))
+    args = ("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", out)
+    code, _, err = call(*args)
+    assert code == 1 and "box 2 of 3: " in err and "box 3 of 3: " in err
+    assert names(out) == ["b_cut.png", "b_cut_mask.png"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", lines[0], "a.png,30,5,20,20", lines[3]]))
+    assert call(*args)[0] == 0 and "a_2_cut.png" in names(out)
+
+
+@pytest.mark.parametrize("command", ["cut", "remove", "paste"])
+def test_a_stopped_folder_is_finished_by_the_same_command(call, tmp_path, monkeypatch, command):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    rows = [f"{name},{x},20,30,30" for name in ("a.png", "b.png") for x in (30, 50)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *rows]))
+    args = (command, "--images", folder, "--boxes", tmp_path / "boxes.csv")
+    if command == "paste":
+        args += ("--background", stored(picture(seed=9), tmp_path, "beach.png"))
+    assert call(*args, "--out", tmp_path / "whole")[0] == 0
+    whole, save, saved = names(tmp_path / "whole"), photofile.save, []
+
+    def stop(picture, path):
+        if len(saved) == len(whole) // 2 + 1:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(picture, path)
+
+    monkeypatch.setattr(photofile, "save", stop)
+    code, _, err = call(*args, "--out", out)
+    assert code == 130 and "stopped" in err.splitlines()[-1] and "Traceback" not in err
+    monkeypatch.setattr(photofile, "save", save)
+    before = {path: os.stat(path).st_mtime_ns for path in saved}
+    code, text, _ = call(*args, "--out", out)
+    assert code == 0 and "1 of 2" in text and "1 had their results already" in text and names(out) == whole
+    assert all(os.stat(path).st_mtime_ns == time for path, time in before.items())
+    assert all((out / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in whole)
+
+
+def test_results_below_the_photographs_are_no_input(call, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "a.png", "sub/b.png", "cutouts.png", "cutouts2/c.png")
+    monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
+    monkeypatch.chdir(folder)
+    for images, out in ((folder, folder / "cutouts"), (".", "cutouts"), ("../photos", "sub/../cutouts")):
+        for _ in range(2):
+            code, text, _ = call("cut", "--images", images, "--boxes", "detect", "--out", out)
+            assert code == 0 and "of 4 photographs" in text
+    assert len(names(folder / "cutouts")) == 8
+    assert photojobs.list_inputs("cutouts", ".") == names(folder / "cutouts"), "photographs below --out are photographs"
+    with pytest.raises(ValueError, match="no image in .* but the results"):
+        photojobs.list_inputs(tmp_path, folder)
+
+
 def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
