@@ -6,7 +6,8 @@
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
     python photo.py export --name dogs --out exported            # the generators for other programs
 
-From Python:
+Each command writes its picture as STEM_cut, STEM_removed or STEM_pasted (and STEM_coarse, z), with its mask beside it
+as STEM_cut_mask.png and so on. From Python:
 
     model = SEIGAN.load("checkpoints/dogs/best.pt", device="cuda")
     cutout, mask = photo.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
@@ -33,9 +34,9 @@ import matting
 import photofile
 from crops import Rules, name_hash, object_window
 from detector import category_names, detect_boxes, load_detector
-from photojobs import check, find_jobs, names_of_results, upright_boxes
+from photojobs import check, find_jobs, list_inputs, names_of_results, upright_boxes
+from prepare import names
 from seigan import SEIGAN, paste_coarse, pick_device
-from sources import list_images
 
 RULE = {"fit": "warp", "object_size": 100, "crop_size": 128}  # of a model that does not know its own (§4.2)
 
@@ -349,9 +350,9 @@ def add_options(parser, command):
     add("--images", metavar="DIR", help="a folder of photographs in place of one")
     add("--boxes", metavar="FILE|detect",
         help="boxes for --images: COCO .json, .csv, or .jsonl of `data.py detect`; detect = look for objects")
-    add("--classes", type=lambda text: tuple(text.split(",")), default=(), metavar="A,B",
+    add("--classes", type=names, default=(), metavar="A,B",
         help="only objects of these classes")
-    add("--score", type=float, default=0.8, help="least score of a detected object, 0..1")
+    add("--score", type=float, default=0.8, help="least score of a detected object, also of a .jsonl's, 0..1")
     add("--detector_weights", metavar="FILE", help="of torchvision's Faster R-CNN (default: downloaded once)")
     if command == "paste":
         add("--background", required=True, metavar="FILE|DIR",
@@ -383,7 +384,8 @@ def add_options(parser, command):
 class Worker:
     """One command with its model, detector and backgrounds, loaded once for all photographs."""
 
-    KINDS = {"cut": ("cut", "mask"), "remove": ("removed", "mask"), "paste": ("pasted", "coarse", "mask")}
+    KINDS = {"cut": ("cut", "cut_mask"), "remove": ("removed", "removed_mask"),
+             "paste": ("pasted", "coarse", "pasted_mask")}  # endings of the results: no two commands share one
 
     def __init__(self, args):
         self.args = args
@@ -395,14 +397,14 @@ class Worker:
         self.backgrounds = []
         if args.command == "paste":
             folder = os.path.isdir(args.background)
-            self.backgrounds = [os.path.join(args.background, n) for n in list_images(args.background)] \
+            self.backgrounds = [os.path.join(args.background, n) for n in list_inputs(args.background, args.out)] \
                 if folder else [args.background]
         self.dilate = -args.erode if args.erode is not None else args.dilate
 
     def targets(self, stem, count):
         """Paths of the results of a photograph with `count` boxes, a tuple a result."""
         one = count == 1 or self.args.command == "remove"  # all objects are removed from the same photograph
-        ending = {kind: "png" if kind == "mask" else self.args.format for kind in self.KINDS[self.args.command]}
+        ending = {kind: "png" if kind.endswith("mask") else self.args.format for kind in self.KINDS[self.args.command]}
         return [tuple(os.path.join(self.args.out, f"{stem}{number}_{kind}.{ending[kind]}") for kind in ending)
                 for number in ([""] if one else [f"_{i + 1}" for i in range(count)])]
 
@@ -422,33 +424,47 @@ class Worker:
         for path in existing:
             if any(os.path.samefile(path, taken) for taken in (job.path, *self.backgrounds)):
                 raise ValueError(f"the result {path} would replace an input: choose another --out")
-        if existing and not self.args.overwrite:
-            if len(existing) == sum(map(len, targets)) and not self.args.image:
-                return False
+        if existing and self.args.image and not self.args.overwrite:
             raise ValueError(f"{existing[0]} exists: choose another --out, or --overwrite")
+        kept = set() if self.args.overwrite else set(existing)  # of a folder, as of a run that was stopped
+        if kept.issuperset(path for paths in targets for path in paths):
+            return False
         image = image or photofile.open_photo(job.path)
-        for paths, result in zip(targets, self.results(job, image, boxes), strict=True):
-            for path, picture in zip(paths, result, strict=True):
-                photofile.save(picture, path)
+        _check_boxes(boxes, image.size)  # all of them before anything is written
+        for i, paths in enumerate(targets):
+            if kept.issuperset(paths):
+                continue
+            for path, picture in zip(paths, self.result(job, image, boxes, i), strict=True):
+                if path not in kept:
+                    photofile.save(picture, path)
         return True
 
-    def results(self, job, image, boxes):
-        """Yield the pictures of each result, in the order of `KINDS`."""
+    def result(self, job, image, boxes, i):
+        """The pictures of result number `i`, in the order of `KINDS`."""
         args, model = self.args, self.model
         if args.command == "cut":
-            for box in boxes:
-                yield cut(model, image, box, self.dilate or 0)
-        elif args.command == "remove":
-            touched = np.zeros(image.size[::-1], np.uint8)
-            for box in boxes:  # one after the other: each hole is filled beside the earlier fills
-                image, mask = remove(model, image, box, args.seed, self.dilate, args.raw)
-                touched = np.maximum(touched, np.asarray(mask))
-            yield image, Image.fromarray(touched)
-        else:
-            for i, box in enumerate(boxes):
-                drawn = self.backgrounds[name_hash(f"{job.file}/{i}", args.seed) % len(self.backgrounds)]
-                background = photofile.open_photo(drawn)
-                yield paste(model, image, box, background, args.at, args.seed, self.dilate or 0, args.raw)
+            return cut(model, image, boxes[i], self.dilate or 0)
+        if args.command == "paste":
+            drawn = self.backgrounds[name_hash(f"{job.file}/{i}", args.seed) % len(self.backgrounds)]
+            background = photofile.open_photo(drawn)
+            return paste(model, image, boxes[i], background, args.at, args.seed, self.dilate or 0, args.raw)
+        touched = np.zeros(image.size[::-1], np.uint8)
+        for box in boxes:  # one after the other: each hole is filled beside the earlier fills
+            image, mask = remove(model, image, box, args.seed, self.dilate, args.raw)
+            touched = np.maximum(touched, np.asarray(mask))
+        return image, Image.fromarray(touched)
+
+
+def _check_boxes(boxes, size):
+    """ValueError that names every box without an area in a photograph of `size`."""
+    bad = []
+    for i, box in enumerate(boxes, 1):
+        try:
+            _checked(box, size, "the picture")
+        except ValueError as error:
+            bad.append(f"box {i} of {len(boxes)}: {error}" if len(boxes) > 1 else str(error))
+    if bad:
+        raise ValueError("; ".join(bad))
 
 
 def run(args):
@@ -457,11 +473,11 @@ def run(args):
     args.out = args.out or os.path.join("results", args.name, "photos")
     check(args)
     jobs, failures = find_jobs(args)
-    worker, names = Worker(args), names_of_results(jobs)
+    worker, stems = Worker(args), names_of_results(jobs, numbered=args.command != "remove")
     counts = {True: 0, False: 0}  # written, kept
     for job in tqdm(jobs, desc=args.command, unit="photo", disable=None if len(jobs) > 1 else True):
         try:
-            counts[worker.run(job, names[job.file])] += 1
+            counts[worker.run(job, stems[job.file])] += 1
         except photofile.BROKEN as error:
             if args.image:
                 raise
@@ -485,6 +501,9 @@ def main(argv=None):
     except photofile.BROKEN as error:
         print(f"photo.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("photo.py: stopped: what was finished stays", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -133,17 +133,32 @@ def over_white(rgb: np.ndarray, alpha) -> np.ndarray:
 
 
 def save(image: Image.Image, path):
-    """Write `image` with its description; `path` holds either what was there or the whole new file."""
+    """Write `image` with its description; `path` holds either what was there or the whole new file.
+
+    ValueError for what the format cannot hold.
+    """
     ending = os.path.splitext(path)[1][1:]
     if ending == "jpg" and image.mode in ("RGBA", "LA"):
         raise ValueError("jpg has no transparency: choose png, tiff or webp")
     described_by = {k: image.info[k] for k in ("icc_profile", "exif", "dpi") if k in image.info}
+    options = dict(FORMATS[ending])
+    if ending == "tiff" and has_folders(described_by.get("exif")):
+        options["compression"] = None  # Pillow's compressed TIFFs cannot hold what a camera says of a photograph
     folder, name = os.path.split(path)
     part = os.path.join(folder, f".{os.getpid()}.{name}")
     os.makedirs(folder or ".", exist_ok=True)
     try:
-        image.save(part, "JPEG" if ending == "jpg" else ending.upper(), **FORMATS[ending], **described_by)
+        image.save(part, "JPEG" if ending == "jpg" else ending.upper(), **options, **described_by)
         os.replace(part, path)
+    except RuntimeError as error:  # libtiff's
+        raise ValueError(f"cannot write {path}: {error}; choose another --format") from error
     finally:
         if os.path.exists(part):
             os.remove(part)
+
+
+def has_folders(exif):
+    """Whether an EXIF block, bytes or None, has the folders for the camera's settings or the place."""
+    block = Image.Exif()
+    block.load(exif)
+    return ExifTags.IFD.Exif in block or ExifTags.IFD.GPSInfo in block

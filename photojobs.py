@@ -3,13 +3,17 @@
 `args` are its parsed options.
 """
 import os
+import posixpath
+import re
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
 import photofile
 import sources
+from crops import name_hash
 
 
 class Job(NamedTuple):
@@ -62,30 +66,66 @@ def find_jobs(args):
     if args.image:
         return [Job(os.path.basename(args.image), args.image, args.box)], []
     if args.boxes == "detect":
-        return [Job(name, f"{args.images}/{name}", None) for name in sources.list_images(args.images)], []
+        return [Job(name, f"{args.images}/{name}", None) for name in list_inputs(args.images, args.out)], []
     readers = {".json": sources.read_coco, ".csv": sources.read_csv, ".jsonl": sources.read_detections}
     read = readers.get(os.path.splitext(args.boxes)[1].lower())
     if read is None:
         raise ValueError(f"--boxes must be detect or a file that ends in {', '.join(readers)}, got {args.boxes!r}")
     if not os.path.isfile(args.boxes):
         raise FileNotFoundError(f"no file {args.boxes}: --boxes takes one with boxes, or detect")
-    photos = read(args.images, args.boxes, problems)
+    least = args.score if read is sources.read_detections else 0
     jobs = []
-    for photo in photos:
-        boxes = [box[:4] for box in photo.boxes if not box.crowd and (not args.classes or box.name in args.classes)]
+    for photo in read(args.images, args.boxes, problems):
+        boxes = [box[:4] for box in photo.boxes if not box.crowd and box.score >= least
+                 and (not args.classes or box.name in args.classes)]
         if boxes:
             jobs.append(Job(photo.file, photo.path, boxes, photo))
     if not jobs:
-        raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes))
+        raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
+                         + f" with a score of {least} or more: lower --score" * bool(least))
     return jobs, problems.lines
 
 
-def names_of_results(jobs):
-    """{file: name of its results}: without the ending, unless two photographs differ in it alone."""
-    bare = [os.path.splitext(job.file)[0] for job in jobs]
-    count = Counter(bare)
-    return {job.file: stem if count[stem] == 1 else job.file.replace(".", "_")
-            for job, stem in zip(jobs, bare, strict=True)}
+def list_inputs(folder, out):
+    """Names of the photographs below `folder`, without those below `out`, which are results of earlier runs."""
+    names = sources.list_images(folder)
+    root, results = Path(folder).resolve(), Path(out).resolve()
+    if root in results.parents:
+        names = [name for name in names if not name.startswith(results.relative_to(root).as_posix() + "/")]
+    if not names:
+        raise ValueError(f"no image in {folder} but the results in --out, {out}")
+    return names
+
+
+def names_of_results(jobs, numbered=True):
+    """{file: name of its results}: without the ending, with it where results would be called alike on some system,
+    and with a hash where even that does not help.
+
+    numbered: several objects of a photograph have a result each, NAME_1, NAME_2 and so on.
+    """
+    attempts = dict.fromkeys((job.file for job in jobs), 0)
+    several = {job.file for job in jobs if numbered and (job.boxes is None or len(job.boxes) > 1)}
+    while True:
+        names = {file: name_of_results(file, n) for file, n in attempts.items()}
+        plain = {file: name.casefold() for file, name in names.items()}
+        count, series = Counter(plain.values()), {plain[file] for file in several}
+        unclear = []
+        for file, name in plain.items():
+            head = re.fullmatch(r"(.+)_[1-9][0-9]*", name, re.DOTALL)
+            if count[name] > 1 or head and head[1] in series:
+                unclear.append(file)
+        if not unclear:
+            return names
+        for file in unclear:
+            attempts[file] += 1
+
+
+def name_of_results(file, attempt):
+    """dog, dog_jpg, then dog_jpg_1c0ffee5 and on."""
+    path = posixpath.normpath(file)
+    if attempt == 0:
+        return os.path.splitext(path)[0]
+    return path.replace(".", "_") + (f"_{name_hash(file, attempt):016x}"[:9] if attempt > 1 else "")
 
 
 def upright_boxes(job):
@@ -96,6 +136,8 @@ def upright_boxes(job):
     try:
         with Image.open(job.path) as image:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.format == "TIFF":  # Pillow gives the size as turned
+                size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {job.path}") from None
     except photofile.BROKEN as error:

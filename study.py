@@ -11,6 +11,8 @@ with columns left_set, right_set, choice (left, right or tie) and, where known, 
 """
 import argparse
 import csv
+import glob
+import hashlib
 import html
 import itertools
 import json
@@ -124,11 +126,27 @@ def draw_pairs(sets, n_pairs, rng):
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
-def write_page(out, sets, pairs, question, ties, per_voter, rng):
-    """Write OUT/page/index.html with its images under meaningless names, and OUT/key.json."""
+def name_study(sets, pairs, seed):
+    """The study's id and {(label, index): name of that picture}: meaningless, and another study's are others."""
     used = sorted({item for pair in pairs for item in pair})
-    names = {item: rng.bytes(6).hex() for item in used}
-    study_id = rng.bytes(4).hex()
+    digest = hashlib.sha256(json.dumps([seed, used, pairs]).encode())
+    for label, i in used:
+        with open(sets[label][i], "rb") as f:
+            digest.update(hashlib.sha256(f.read()).digest())
+    rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
+    return rng.bytes(4).hex(), {item: rng.bytes(6).hex() for item in used}
+
+
+def write_page(out, sets, pairs, question, ties, per_voter, seed):
+    """Write OUT/page/index.html with its images under meaningless names, and OUT/key.json.
+
+    ValueError where that would replace the key of another study, whose votes mean nothing without it.
+    """
+    study_id, names = name_study(sets, pairs, seed)
+    key_path = os.path.join(out, "key.json")
+    if os.path.exists(key_path) and _read_key(key_path)["id"] != study_id:
+        raise ValueError(f"{key_path} is the key of another study, whose votes need it: choose another --out, or "
+                         "remove it")
     images = os.path.join(out, "page", "images")
     shutil.rmtree(images, ignore_errors=True)  # an earlier study's: its pictures are no part of this one
     os.makedirs(images)
@@ -142,7 +160,7 @@ def write_page(out, sets, pairs, question, ties, per_voter, rng):
         f.write(text)
     key = {"id": study_id, "sets": list(sets),
            "images": {name: {"set": label, "file": sets[label][i]} for (label, i), name in names.items()}}
-    with open(os.path.join(out, "key.json"), "w", encoding="utf-8") as f:
+    with open(key_path, "w", encoding="utf-8") as f:
         json.dump(key, f, indent=1, ensure_ascii=False)
 
 
@@ -153,7 +171,7 @@ def make_page(args):
     rng = np.random.default_rng(args.seed)
     sets = collect_sets(args.name, args.results_dir, args.n_images, rng)
     pairs = draw_pairs(sets, args.n_pairs, rng)
-    write_page(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, rng)
+    write_page(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
     print("\n".join(f"{label}: {len(paths)} pictures" for label, paths in sets.items()))
     print(f"{len(pairs)} pairs, {args.per_voter} a voter. Send {os.path.join(args.out, 'page')} to the voters, keep "
           f"{os.path.join(args.out, 'key.json')}, then: python study.py fit VOTES.csv ...")
@@ -165,7 +183,8 @@ def make_page(args):
 def read_votes(paths, key_path):
     """Votes of CSV files -> dicts with "left", "right" (labels of sets), "outcome", "voter", "pair".
 
-    The same voter's second vote on a pair, as in a file given twice, is left out. ValueError names file and line.
+    The same voter's second vote on a pair, as in a file given twice, is left out where both are known.
+    ValueError names file and line.
     """
     votes, key = {}, None
     for path in paths:
@@ -181,7 +200,8 @@ def read_votes(paths, key_path):
                     left, right = (_set_of(row, side, key, place) for side in ("left", "right"))
                 voter, pair = row.get("voter") or path, row.get("pair") or f"{path}:{i}"
                 vote = {"left": left, "right": right, "outcome": OUTCOMES[row["choice"]], "voter": voter, "pair": pair}
-                votes.setdefault((voter, pair), vote)
+                known = row.get("voter") and row.get("pair")
+                votes.setdefault((voter, pair) if known else (path, i), vote)
     votes = [vote for vote in votes.values() if vote["left"] != vote["right"]]  # a set against itself says nothing
     if not votes:
         raise ValueError(f"no votes in {', '.join(paths)}")
@@ -191,8 +211,14 @@ def read_votes(paths, key_path):
 def _read_key(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no key at {path}: `study.py page` writes it; give --key")
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
+    try:
+        with open(path, encoding="utf-8") as f:
+            key = json.load(f)
+        if {"id", "images"} <= key.keys():
+            return key
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is no key that `study.py page` wrote: give another --key or --out")
 
 
 def _set_of(row, side, key, place):
@@ -228,11 +254,17 @@ def fit_votes(votes, prior=bradley_terry.PRIOR, resamples=1000, seed=0):
     }
 
 
+def expand(name):
+    """The files that a pattern names: Windows' shell leaves that to the program."""
+    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
+
+
 def fit_page(args):
     if args.prior < 0 or args.resamples < 1:
         raise ValueError("--prior must be at least 0 and --resamples at least 1, "
                          f"got {args.prior} and {args.resamples}")
-    result = fit_votes(read_votes(args.votes, args.key), args.prior, args.resamples, args.seed)
+    paths = [path for name in args.votes for path in expand(name)]
+    result = fit_votes(read_votes(paths, args.key), args.prior, args.resamples, args.seed)
     os.makedirs(args.out, exist_ok=True)
     with open(os.path.join(args.out, "ratings.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, indent=1, ensure_ascii=False)
@@ -352,6 +384,8 @@ def _draw_text(draw, x, y, words, anchor, font, colour):
 def main(argv=None):
     """`python study.py ...`. Returns the exit code."""
     args = get_args_parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # Windows' code pages lack the ŷ
+        sys.stdout.reconfigure(errors="replace")
     try:
         {"page": make_page, "fit": fit_page}[args.command](args)
     except (ValueError, OSError) as error:

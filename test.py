@@ -92,7 +92,8 @@ def run(args):
     rows, features, first = evaluation.evaluate(
         model, crops, device, args.batch_size, args.num_threads, fixed, None if args.no_images else folder,
         feature_net, args.seed, args.sheet_rows, bar)
-    classes = {stem: record["class"] for stem, record in crops.records.items() if record.get("class")}
+    classes = {stem: str(record["class"]) for stem, record in crops.records.items()
+               if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
     figures = {
         "name": args.name, "mode": model.mode, "size": size, "step": state["step"], "checkpoint": args.checkpoint,
         "dataroot": str(dataroot), "split": args.split, "seed": args.seed, "mean_mask_fitted_on": n_fitted,

@@ -302,6 +302,18 @@ def test_classes(run, copy):
     assert rows[0]["class"] == "cat"
 
 
+def test_classes_written_by_hand_may_be_numbers(run, copy):
+    path = copy / "test" / "crops.json"
+    index = json.loads(path.read_text())
+    for record, name in zip(index["objects"].values(), [0, 0, 0, 1, 1, "dog", None], strict=True):
+        record["class"] = name
+    path.write_text(json.dumps(index))
+    code, folder, _ = run("seigan", "--dataroot", copy)
+    counts = {name: c["n"] for name, c in figures_of(folder)["per_class"].items()}
+    assert code == 0 and counts == {"0": 3, "1": 2, "dog": 1}
+    assert [row["class"] for row in rows_of(folder)] == ["0", "0", "0", "1", "1", "dog", ""]
+
+
 def test_void_of_crop_masks_is_not_scored(run, copy):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :16], mask[:, 16:] = 255, 128

@@ -1,6 +1,7 @@
 """photo.py as users type it: one photograph and folders of them, and at the size of a camera's."""
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
 import photo
+import photofile
+import photojobs
+import sources
 from checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
@@ -47,13 +51,14 @@ def test_commands_on_one_photograph(call, run_folder, tmp_path):
     out = tmp_path / "out"
     box = ("--box", "30,20,40,30", "--out", out)
     assert call("cut", dog, *box)[0] == 0
-    assert names(out) == ["dog_cut.png", "dog_mask.png"]
-    assert call("remove", dog, *box, "--overwrite")[0] == 0
-    assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5", "--overwrite")[0] == 0
-    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_mask.png", "dog_pasted.png", "dog_removed.png"]
+    assert names(out) == ["dog_cut.png", "dog_cut_mask.png"]
+    assert call("remove", dog, *box)[0] == 0
+    assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5")[0] == 0
+    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_cut_mask.png", "dog_pasted.png", "dog_pasted_mask.png",
+                          "dog_removed.png", "dog_removed_mask.png"]
     sizes = {n: Image.open(out / n).size for n in names(out)}
-    assert sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
-    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_mask.png"] == (140, 90)
+    assert sizes["dog_cut_mask.png"] == sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
+    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_pasted_mask.png"] == (140, 90)
     model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
     expected = photo.remove(model, Image.open(dog), BOX)
     assert np.array_equal(np.asarray(Image.open(out / "dog_removed.png")), np.asarray(expected.image))
@@ -80,6 +85,53 @@ def test_an_input_is_never_replaced(call, tmp_path):
     assert code == 2 and "would replace an input" in err and background.read_bytes() == before
     code, _, err = call("cut", "--images", tmp_path, "--boxes", "detect", "--out", tmp_path)
     assert code == 2 and "choose another" in err
+
+
+def camera_exif():
+    exif = Image.Exif()
+    exif[0x010F], exif[0x010E] = "Maker", "Ünï"
+    exif.get_ifd(0x8769)[0x9003], exif.get_ifd(0x8769)[0x829A] = "2020:01:02 03:04:05", 0.01
+    exif.get_ifd(0x8825)[1], exif.get_ifd(0x8825)[2] = "N", (47.0, 30.0, 1.5)
+    return exif
+
+
+def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
+    dog = stored(picture(), tmp_path, "dog.jpg", exif=camera_exif())
+    args = ("remove", dog, "--box", "30,20,40,30", "--format", "tiff")
+    assert call(*args, "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out" / "dog_removed.tiff") as out:
+        kept = out.getexif()
+        assert out.size == (100, 80) and kept[0x010F] == "Maker"
+        assert kept.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05" and kept.get_ifd(0x8825)[2] == (47.0, 30.0, 1.5)
+    plain = stored(picture(), tmp_path, "plain.png")
+    assert call("remove", plain, *args[2:], "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out" / "plain_removed.tiff") as out:
+        assert out.info["compression"] == "tiff_lzw"
+
+    def fail(*_, **__):
+        raise RuntimeError("Error setting from dictionary")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    code, _, err = call(*args, "--out", tmp_path / "broken")
+    assert code == 2 and "dog_removed.tiff" in err and err.count("\n") == 1 and "dictionary" in err
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_turned_photographs(ending, orientation, tmp_path):
+    """A box of the pixels as stored lands on the same content, and a size as stored is told from one as turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[5:12, 20:50] = 255
+    path = stored(Image.fromarray(pixels).convert("RGB"), tmp_path, f"a.{ending}", exif=exif)
+    upright = photofile.open_photo(path)
+    rows, columns = np.nonzero(np.asarray(upright.convert("L")))
+    found = tuple(int(n) for n in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
+    annotated = {(40, 60): found, (60, 40): (20, 5, 30, 7)}
+    for size in {(60, 40), upright.size}:
+        job = photojobs.Job("a", str(path), [annotated[size]], sources.Photo("a", str(path), *size, []))
+        assert photojobs.upright_boxes(job) == [found]
 
 
 def batch(tmp_path, n=4):
@@ -109,22 +161,22 @@ def test_a_folder_with_failures(call, tmp_path):
     assert code == 1
     listed = [line for line in err.splitlines() if line.startswith("  ")]
     assert len(listed) == 2 and all(any(n in line for line in listed) for n in ("2.png", "absent.png"))
-    assert names(out) == ["0_1_cut.png", "0_1_mask.png", "0_2_cut.png", "0_2_mask.png", "3_cut.png", "3_mask.png",
-                          "sub/1_cut.png", "sub/1_mask.png"]
+    assert names(out) == ["0_1_cut.png", "0_1_cut_mask.png", "0_2_cut.png", "0_2_cut_mask.png", "3_cut.png",
+                          "3_cut_mask.png", "sub/1_cut.png", "sub/1_cut_mask.png"]
     assert "3 of 5" in text
     stored(picture(), folder, "2.png")
     code, text, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", out)
     assert code == 1 and "1 of 5" in text and "3 had their results already" in text
     code, _, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", tmp_path / "cats", "--classes", "cat")
-    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_mask.png"]
+    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_cut_mask.png"]
 
 
 def test_removing_several_objects_of_one_photograph(call, tmp_path):
     folder, boxes = batch(tmp_path, 1)
     code, _, _ = call("remove", "--images", folder, "--boxes", boxes, "--out", tmp_path / "out")
     assert code == 1  # the absent one
-    assert names(tmp_path / "out") == ["0_mask.png", "0_removed.png"]
-    mask = np.asarray(Image.open(tmp_path / "out" / "0_mask.png"))
+    assert names(tmp_path / "out") == ["0_removed.png", "0_removed_mask.png"]
+    mask = np.asarray(Image.open(tmp_path / "out" / "0_removed_mask.png"))
     assert mask[35, 50] and mask[20, 20]
     changed = (np.asarray(Image.open(tmp_path / "out" / "0_removed.png")) != np.asarray(picture(seed=0))).any(-1)
     assert changed.any() and not (changed & (mask == 0)).any()
@@ -144,7 +196,7 @@ def test_csv_boxes_and_a_folder_of_backgrounds(call, tmp_path):
     chosen = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
         assert call(*args, "--out", tmp_path / out, "--seed", seed)[0] == 0
-        pasted = [n for n in names(tmp_path / out) if "pasted" in n]
+        pasted = [n for n in names(tmp_path / out) if n.endswith("_pasted.png")]
         assert pasted == ["0_1_pasted.png", "0_2_pasted.png", "sub/1_pasted.png"]
         chosen.append([Image.open(tmp_path / out / n).size for n in pasted])
     assert chosen[0] == chosen[1], "the seed decides"
@@ -159,21 +211,126 @@ def test_photographs_that_differ_in_their_ending_do_not_collide(call, tmp_path):
     lines = "".join(f"{name},30,20,40,30\n" for name in ("a.png", "a.jpg", "b.png"))
     (tmp_path / "boxes.csv").write_text("file,x,y,w,h\n" + lines)
     assert call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_mask.png", "a_png_cut.png", "a_png_mask.png",
-                                       "b_cut.png", "b_mask.png"]
+    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_cut_mask.png", "a_png_cut.png",
+                                       "a_png_cut_mask.png", "b_cut.png", "b_cut_mask.png"]
+
+
+def test_results_of_several_objects_do_not_collide_with_another_photographs(call, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("dog.png", "dog_1.png"):
+        stored(picture(), folder, name)
+    (tmp_path / "boxes.csv").write_text("file,x,y,w,h\ndog.png,30,20,40,30\ndog.png,5,5,20,20\ndog_1.png,9,9,50,50\n")
+    args = ("--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
+    code, text, _ = call("cut", *args)
+    assert code == 0 and "2 of 2" in text
+    assert [n for n in names(tmp_path / "out") if n.endswith("_cut.png")] == [
+        "dog_1_cut.png", "dog_1_png_cut.png", "dog_2_cut.png"]
+    code, text, _ = call("remove", *args)  # one result a photograph
+    assert code == 0 and {"dog_removed.png", "dog_1_removed.png"} <= set(names(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("files", [
+    ["A.jpg", "a.png"], ["a.jpg", "a.png", "a_jpg.gif", "a_jpg_gif.webp"], ["A.jpg", "a.jpg"], ["./a.png", "a.png"],
+    ["dog.jpg", "dog_1.jpg", "DOG_2.jpg", "dog_1_jpg.png", "dog_1_jpg_3.png"], ["sub/a.jpg", "SUB/a.png", "a.jpg"],
+])
+def test_names_of_results_are_unlike_in_any_case_of_letters(files):
+    for count in (None, 1, 3):
+        jobs = [photojobs.Job(file, file, count and [BOX] * count) for file in files]
+        found = photojobs.names_of_results(jobs)
+        assert found == photojobs.names_of_results(jobs[::-1]) and set(found) == set(files)
+        results = [os.path.normpath(f"{name}{end}").casefold() for name in found.values()
+                   for end in ([""] if count == 1 else ["", "_1", "_2", "_3"] if count is None else ["_1", "_2", "_3"])]
+        assert len(set(results)) == len(results)
+    assert photojobs.names_of_results([photojobs.Job("a/b.c.jpg", "", [BOX])]) == {"a/b.c.jpg": "a/b.c"}
 
 
 def test_detected_boxes(call, tmp_path, monkeypatch):
     dog = stored(picture(), tmp_path, "dog.png")
     monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
     assert call("cut", dog, "--boxes", "detect", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["dog_cut.png", "dog_mask.png"]
+    assert names(tmp_path / "out") == ["dog_cut.png", "dog_cut_mask.png"]
     code, _, err = call("cut", dog, "--boxes", "detect", "--score", "0.95", "--out", tmp_path / "none")
     assert code == 2 and "no object found" in err
     monkeypatch.undo()
     code, _, err = call("cut", dog, "--boxes", "detect", "--detector_weights", tmp_path / "no.pth",
                         "--out", tmp_path / "n")
     assert code == 2 and "--detector_weights" in err and err.count("\n") == 1
+
+
+def folder_of(tmp_path, *files):
+    """A folder of photographs."""
+    for i, name in enumerate(files):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        stored(picture(seed=i), tmp_path / "photos", name)
+    return tmp_path / "photos"
+
+
+def test_score_and_classes_choose_among_boxes_of_a_file(call, tmp_path):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    found = {"a.png": [[*BOX, "dog", 0.95], [5, 5, 20, 20, "dog", 0.31]], "b.png": [[*BOX, "cat", 0.79]]}
+    lines = [json.dumps({"file": n, "width": 100, "height": 80, "boxes": boxes}) for n, boxes in found.items()]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    args = ("cut", "--images", folder, "--boxes", tmp_path / "d.jsonl")
+    assert call(*args, "--out", out)[0] == 0 and names(out) == ["a_cut.png", "a_cut_mask.png"]
+    assert call(*args, "--score", "0.3", "--classes", "dog, cat", "--out", tmp_path / "low")[0] == 0
+    assert [n for n in names(tmp_path / "low") if "mask" not in n] == ["a_1_cut.png", "a_2_cut.png", "b_cut.png"]
+    code, _, err = call(*args, "--score", "0.99", "--classes", "cat", "--out", out)
+    assert code == 2 and "of class cat with a score of 0.99 or more: lower --score" in err
+
+
+def test_bad_boxes_are_all_named_and_nothing_is_written(call, tmp_path):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    lines = ["a.png,30,20,40,30", "a.png,300,5,20,20", "a.png,5,400,9,9", "b.png,30,20,40,30"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *lines]))
+    args = ("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", out)
+    code, _, err = call(*args)
+    assert code == 1 and "box 2 of 3: " in err and "box 3 of 3: " in err
+    assert names(out) == ["b_cut.png", "b_cut_mask.png"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", lines[0], "a.png,30,5,20,20", lines[3]]))
+    assert call(*args)[0] == 0 and "a_2_cut.png" in names(out)
+
+
+@pytest.mark.parametrize("command", ["cut", "remove", "paste"])
+def test_a_stopped_folder_is_finished_by_the_same_command(call, tmp_path, monkeypatch, command):
+    folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
+    rows = [f"{name},{x},20,30,30" for name in ("a.png", "b.png") for x in (30, 50)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *rows]))
+    args = (command, "--images", folder, "--boxes", tmp_path / "boxes.csv")
+    if command == "paste":
+        args += ("--background", stored(picture(seed=9), tmp_path, "beach.png"))
+    assert call(*args, "--out", tmp_path / "whole")[0] == 0
+    whole, save, saved = names(tmp_path / "whole"), photofile.save, []
+
+    def stop(picture, path):
+        if len(saved) == len(whole) // 2 + 1:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(picture, path)
+
+    monkeypatch.setattr(photofile, "save", stop)
+    code, _, err = call(*args, "--out", out)
+    assert code == 130 and "stopped" in err.splitlines()[-1] and "Traceback" not in err
+    monkeypatch.setattr(photofile, "save", save)
+    before = {path: os.stat(path).st_mtime_ns for path in saved}
+    code, text, _ = call(*args, "--out", out)
+    assert code == 0 and "1 of 2" in text and "1 had their results already" in text and names(out) == whole
+    assert all(os.stat(path).st_mtime_ns == time for path, time in before.items())
+    assert all((out / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in whole)
+
+
+def test_results_below_the_photographs_are_no_input(call, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "a.png", "sub/b.png", "cutouts.png", "cutouts2/c.png")
+    monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
+    monkeypatch.chdir(folder)
+    for images, out in ((folder, folder / "cutouts"), (".", "cutouts"), ("../photos", "sub/../cutouts")):
+        for _ in range(2):
+            code, text, _ = call("cut", "--images", images, "--boxes", "detect", "--out", out)
+            assert code == 0 and "of 4 photographs" in text
+    assert len(names(folder / "cutouts")) == 8
+    assert photojobs.list_inputs("cutouts", ".") == names(folder / "cutouts"), "photographs below --out are photographs"
+    with pytest.raises(ValueError, match="no image in .* but the results"):
+        photojobs.list_inputs(tmp_path, folder)
 
 
 def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):

@@ -3,9 +3,11 @@ import csv
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,6 +176,37 @@ def test_nothing_on_the_page_tells_the_sets_apart(page):
     assert not (out / "page" / "key.json").exists()
 
 
+def make(results, out, *names, seed=0):
+    return study.main(["page", "--name", *names, "--results_dir", str(results), "--out", str(out), "--n_images", "5",
+                       "--n_pairs", "60", "--seed", str(seed)])
+
+
+def test_another_study_has_another_id_and_other_names(page, results, tmp_path):
+    _, key, _ = page
+    keys = [key]
+    for out, seed in (("again", 0), ("seed", 1)):
+        assert make(results, tmp_path / out, "nc", "full", seed=seed) == 0
+        keys.append(json.loads((tmp_path / out / "key.json").read_text(encoding="utf-8")))
+    Image.new("RGB", (16, 16), "red").save(results / "nc" / "z" / "11.png")  # as of a model trained further
+    assert make(results, tmp_path / "other", "nc", "full") == 0
+    keys.append(json.loads((tmp_path / "other" / "key.json").read_text(encoding="utf-8")))
+    assert keys[1] == key and len({k["id"] for k in keys}) == 3
+    assert all(not set(k["images"]) & set(key["images"]) for k in keys[2:])
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]", "not json"])
+def test_the_key_of_another_study_is_not_replaced(page, results, capsys, content):
+    out, key, _ = page
+    assert make(results, out, "nc", "full") == 0, "its own is"
+    if content is not None:
+        (out / "key.json").write_text(content)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert make(results, out, "full") == 2
+    error = capsys.readouterr().err
+    assert "key.json" in error and "--out" in error and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the voting page")
 def test_voting_in_a_browser_and_fitting_the_saved_file(page, tmp_path, capsys):
     out, key, data = page
@@ -249,6 +282,30 @@ def test_votes_collected_elsewhere_give_ratings_matrix_and_drawings(tmp_path, ca
         assert len(image.convert("RGB").getcolors(100_000)) > 10
     text = (tmp_path / "ratings.html").read_text(encoding="utf-8")
     assert text.count("<svg") == 1 and "75%" in text and "ŷ" in text and "nan" not in text
+
+
+def test_repeats_are_left_out_only_where_voter_and_pair_are_known(tmp_path):
+    votes = [("a", "b", "left", v, p) for v in range(3) for p in range(4)]
+    for columns, count in ((5, 12), (4, 24), (3, 24)):
+        path = write_votes(tmp_path / "v.csv", [v[:columns] for v in votes * 2],
+                           ("left_set", "right_set", "choice", "voter", "pair")[:columns])
+        assert len(study.read_votes([path], "")) == count
+    path = write_votes(tmp_path / "pairs.csv", [(*v[:3], v[4]) for v in votes],
+                       ("left_set", "right_set", "choice", "pair"))
+    found = study.read_votes([path, path], "")
+    assert len(found) == 12 and {vote["pair"] for vote in found} == set("0123"), "one file twice counts once"
+
+
+def test_patterns_and_narrow_code_pages(tmp_path):
+    (tmp_path / "votes").mkdir()
+    for i in range(2):
+        write_votes(tmp_path / "votes" / f"{i}.csv", [("ŷ", "z", "left", i, p) for p in range(3)])
+    write_votes(tmp_path / "[1].csv", [("a", "b", "left", 1, 1)])
+    argv = [sys.executable, study.__file__, "fit", "votes/*.csv", "--out", "."]  # no shell that would expand it
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and b"6 votes of 2 voters" in done.stdout, done.stderr
+    assert study.expand(str(tmp_path / "[1].csv")) == [str(tmp_path / "[1].csv")]
+    assert study.expand("votes/none*.csv") == ["votes/none*.csv"]
 
 
 @pytest.mark.parametrize("votes, words", [
