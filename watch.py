@@ -106,7 +106,7 @@ class CollapseWatch:
 
         fill, spread: `seigan.mask_figures` of a step's masks, spread NaN for a batch of one.
         """
-        self.seen.append((step, fill, spread))
+        self.seen.append((step, fill, math.inf if math.isnan(spread) else spread))
         while len(self.seen) > 1 and self.seen[1][0] <= step - self.steps:
             del self.seen[0]
         if self.seen[0][0] > step - self.steps:
@@ -125,7 +125,8 @@ class CollapseWatch:
 
     def load_state_dict(self, state):
         """What `state_dict` gave. A collapse that was told is told again: a resumed run may have been asked to stop."""
-        self.seen, self.shown = list(state.get("seen", ())), state.get("shown", False)  # runs of old have neither
+        if "kind" not in state:  # else of an earlier version, which kept other things
+            self.seen, self.shown = list(state["seen"]), state["shown"]
 
 
 # --- speed ---
