@@ -66,7 +66,8 @@ def _open(path, convert):
 
 def _to_mask(image):
     image = ImageOps.exif_transpose(image)
-    if image.mode != "1" and image.mode[0] not in "LI" or image.has_transparency_data:
+    grey = image.mode in ("1", "L") or image.mode.startswith("I")
+    if not grey or image.has_transparency_data:
         opaque = not image.has_transparency_data or image.convert("RGBA").getextrema()[3][0] == 255
         image = to_rgb(image)
         if not opaque or np.ptp(np.asarray(image), axis=2).max() > 16:  # JPEG's greys are coloured by as much

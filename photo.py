@@ -34,9 +34,10 @@ import matting
 import photofile
 from crops import Rules, name_hash, object_window
 from detector import category_names, detect_boxes, load_detector
-from photojobs import check, find_jobs, list_inputs, names_of_results, upright_boxes
+from photojobs import check, find_jobs, names_of_results, upright_boxes
 from prepare import names
 from seigan import SEIGAN, paste_coarse, pick_device
+from sources import list_images
 
 RULE = {"fit": "warp", "object_size": 100, "crop_size": 128}  # of a model that does not know its own (§4.2)
 
@@ -396,9 +397,10 @@ class Worker:
         self.detector = load_detector(args.detector_weights, device) if args.boxes == "detect" else None
         self.backgrounds = []
         if args.command == "paste":
-            folder = os.path.isdir(args.background)
-            self.backgrounds = [os.path.join(args.background, n) for n in list_inputs(args.background, args.out)] \
-                if folder else [args.background]
+            self.backgrounds = [args.background]
+            if os.path.isdir(args.background):
+                listed = list_images(args.background, {os.path.realpath(args.out)})
+                self.backgrounds = [os.path.join(args.background, name) for name in listed]
         self.dilate = -args.erode if args.erode is not None else args.dilate
 
     def targets(self, stem, count):

@@ -9,6 +9,8 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from pixels import to_8_bits
+
 FORMATS = {"png": {"compress_level": 3}, "tiff": {"compression": "tiff_lzw"}, "webp": {"lossless": True},
            "jpg": {"quality": 95, "subsampling": 0}}  # ending: how it is written; all but jpg keep every pixel
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
@@ -43,12 +45,8 @@ def normalise(image: Image.Image) -> Image.Image:
         image.seek(0)
     image = ImageOps.exif_transpose(image)
     info = {"exif": described(image), "icc_profile": image.info.get("icc_profile"), "dpi": image.info.get("dpi")}
-    if image.mode == "F":
-        raise ValueError("images of floating point numbers have no defined brightness: save it as 8 or 16 bit")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
-        image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    elif image.mode == "CMYK":
+    image = to_8_bits(image)
+    if image.mode == "CMYK":
         image, info["icc_profile"] = cmyk_to_rgb(image, info["icc_profile"]), None
     elif image.mode in ("1", "La"):
         image = image.convert("L" if image.mode == "1" else "LA")

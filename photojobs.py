@@ -6,7 +6,6 @@ import os
 import posixpath
 import re
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import ExifTags, Image
@@ -66,7 +65,8 @@ def find_jobs(args):
     if args.image:
         return [Job(os.path.basename(args.image), args.image, args.box)], []
     if args.boxes == "detect":
-        return [Job(name, f"{args.images}/{name}", None) for name in list_inputs(args.images, args.out)], []
+        names = sources.list_images(args.images, {os.path.realpath(args.out)})  # results of earlier runs are no input
+        return [Job(name, f"{args.images}/{name}", None) for name in names], []
     readers = {".json": sources.read_coco, ".csv": sources.read_csv, ".jsonl": sources.read_detections}
     read = readers.get(os.path.splitext(args.boxes)[1].lower())
     if read is None:
@@ -84,17 +84,6 @@ def find_jobs(args):
         raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
                          + f" with a score of {least} or more: lower --score" * bool(least))
     return jobs, problems.lines
-
-
-def list_inputs(folder, out):
-    """Names of the photographs below `folder`, without those below `out`, which are results of earlier runs."""
-    names = sources.list_images(folder)
-    root, results = Path(folder).resolve(), Path(out).resolve()
-    if root in results.parents:
-        names = [name for name in names if not name.startswith(results.relative_to(root).as_posix() + "/")]
-    if not names:
-        raise ValueError(f"no image in {folder} but the results in --out, {out}")
-    return names
 
 
 def names_of_results(jobs, numbered=True):

@@ -20,11 +20,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()
         return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("images of floating point numbers have no defined white: save it as 8 or 16 bit")
+    image = to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -37,6 +33,16 @@ def load_tiff(image: Image.Image):
     orientation away, only then. Other images are left as they are."""
     if image.format == "TIFF" and image.getexif().get(0x0112, 1) != 1:
         image.load()
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, other modes as they are. ValueError for floating point numbers: none is white."""
+    if image.mode == "F":
+        raise ValueError("images of floating point numbers have no defined white: save it as 8 or 16 bit")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))
 
 
 def save_png(path, pixels: np.ndarray):
