@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 
 import torch
 from torch.utils.data import DataLoader
@@ -328,8 +329,13 @@ def batches(dataset, args, start, stop, device, ranks):
     sampler = StepSampler(start, stop, args.batch_size, ranks.rank, ranks.count)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.num_threads, worker_init_fn=leave_signals,
                         pin_memory=device.type == "cuda", generator=torch.Generator())
-    for batch in loader:
-        yield {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    try:
+        for batch in loader:
+            yield {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    except Exception as error:
+        # its frames hold the loading processes, which no signal ends: this process would wait for them for ever
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def print_options(args, parser):

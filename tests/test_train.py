@@ -1,5 +1,6 @@
 """train.py as users run it: options, errors in one line, files written, stopping and resuming."""
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -323,6 +324,7 @@ def test_unreadable_picture_is_named(run, tmp_path):
         code, out = run(f"--name a{workers} {SMALL} --num_threads {workers}", root=root)
         assert code == 2 and "Traceback" not in out.err
         assert "cannot read the image" in out.err and "00001.png" in out.err
+        assert not multiprocessing.active_children(), "a loading process is left, and keeps this one from ending"
 
 
 def test_every_option_is_read():
