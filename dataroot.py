@@ -8,8 +8,10 @@ numpy, Pillow and tqdm only, so that processes start quickly.
 import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import re
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -196,29 +198,43 @@ def cut_jobs(jobs, plan: str, folder, size: int, num_workers: int, label="") -> 
     done = resume(folder, plan, jobs)
     todo = [job for job in jobs if job.photo.file not in done]
     work = partial(cut_job, folder=str(folder), size=size)
-    bar = partial(tqdm, total=len(jobs), initial=len(done), desc=label, unit="image", disable=None)
+    chunk = max(1, min(16, len(todo) // (4 * max(1, num_workers))))
+    lines = tqdm(in_parallel(work, todo, num_workers, chunk), total=len(jobs), initial=len(done), desc=label,
+                 unit="image", disable=None)
     with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        def note(line):
+        for line in lines:
             done[line["file"]] = line
             journal.write(json.dumps(line) + "\n")
             journal.flush()
-
-        if num_workers == 0 or len(todo) < 2:
-            for job in bar(todo):
-                note(work(job))
-        else:
-            chunk = max(1, min(16, len(todo) // (4 * num_workers)))
-            gc.freeze()  # else the collector touches, and so copies, the annotations in every process
-            try:
-                with ProcessPoolExecutor(num_workers) as pool:
-                    for line in bar(pool.map(work, todo, chunksize=chunk)):
-                        note(line)
-            except BrokenProcessPool:
-                raise OSError("a process that cut crops was killed, perhaps for lack of memory: run the same "
-                              "command again to continue, with fewer --num_workers") from None
-            finally:
-                gc.unfreeze()
     return [done[job.photo.file] for job in jobs]
+
+
+def in_parallel(work, tasks, num_workers: int, chunksize=64):
+    """work(task) for every task, in order, from processes; num_workers 0 = in this process, with the same results.
+
+    OSError where a process dies.
+    """
+    if num_workers == 0 or len(tasks) < 2:
+        yield from map(work, tasks)
+        return
+    gc.freeze()  # else the collector touches, and so copies, the annotations in every process
+    try:
+        with ProcessPoolExecutor(num_workers, initializer=end_with_parent) as pool:
+            yield from pool.map(work, tasks, chunksize=chunksize)
+    except BrokenProcessPool:
+        raise OSError("a process was killed, perhaps for lack of memory: run the same command again, with fewer "
+                      "--num_workers") from None
+    finally:
+        gc.unfreeze()
+
+
+def end_with_parent():
+    """Begin a pool's process: it ends with the one that began it, which if killed would leave it waiting for ever."""
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def resume(folder: Path, plan: str, jobs) -> dict:

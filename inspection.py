@@ -5,7 +5,6 @@ Masks: 255 = object, 128 = void, 0 = background. This file needs numpy, Pillow a
 import math
 import os
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from crops import clamp, name_hash, open_photo, overlaps
-from dataroot import FOLDERS, JOURNAL, SPLITS, read_index
+from dataroot import FOLDERS, JOURNAL, SPLITS, in_parallel, read_index
 from sources import EXTENSIONS, UNREADABLE, Photo
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
@@ -41,22 +40,14 @@ def check_split(dataroot, split: str, num_workers: int):
              for kind in ("objects", "backgrounds") for stem, crop in index[kind].items()]
     work = partial(check_crop, folder=str(folder), size=size, core=core)
     statistics = {"objects": {}, "backgrounds": {}}
-    results = in_parallel(work, tasks, num_workers, split)
+    results = tqdm(in_parallel(work, tasks, num_workers), total=len(tasks), desc=f"check {split}", unit="crop",
+                   disable=None)
     for (stem, crop), (faults, numbers) in zip(tasks, results, strict=True):
         problems += faults
         if numbers is not None:
             statistics["objects" if crop else "backgrounds"][stem] = numbers
     problems += unlisted_files(folder, index) + misplaced_windows(folder, index)
     return index, problems, statistics["objects"], statistics["backgrounds"]
-
-
-def in_parallel(work, tasks, num_workers, label):
-    """work(task) for every task, in order, with a progress bar; num_workers 0 = in this process."""
-    bar = partial(tqdm, total=len(tasks), desc=f"check {label}", unit="crop", disable=None)
-    if num_workers == 0 or len(tasks) < 2:
-        return list(bar(map(work, tasks)))
-    with ProcessPoolExecutor(num_workers) as pool:
-        return list(bar(pool.map(work, tasks, chunksize=64)))
 
 
 def check_crop(task, folder: str, size: int, core: int):

@@ -1,8 +1,10 @@
 """`data.py coco` and `data.py check` as users type them: from images and boxes to a folder of crops, and its faults."""
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -349,6 +351,22 @@ def test_a_killed_process_leaves_a_run_that_continues(tmp_path):
     run(*words)
     coco(path, tmp_path / "whole")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_processes_end_with_a_killed_main_one():
+    """They hold its standard output, which is at its end when the last of them is gone."""
+    main = ("import sys, time; sys.path.insert(0, sys.argv[1]); import dataroot\n"
+            "results = dataroot.in_parallel(time.sleep, [0.001] * 500, 2, 1)\n"
+            "print(next(results), flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", main, str(Path(prepare.__file__).parent)],
+                               stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout.readline() == b"None\n"
+        process.kill()
+        assert process.communicate(timeout=30)[0] == b""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_process_that_dies_is_one_clear_line(source, tmp_path, monkeypatch):
