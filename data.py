@@ -4,11 +4,11 @@
     python data.py coco --images IMAGES --annotations instances.json --out datasets/dogs --split train
     python data.py --help
 
-Layout, for each split ("train", "test"):
+Layout, for each split ("train", "test", "val" if wanted):
 
     DATAROOT/SPLIT/objects/STEM.png        x: an object in its surroundings
     DATAROOT/SPLIT/backgrounds/STEM.png    y: no object; unpaired
-    DATAROOT/SPLIT/masks/STEM.png          optional: the object's mask, white = object; for evaluation
+    DATAROOT/SPLIT/masks/STEM.png          optional: the object's mask, white = object; for tests, mode supervised
     DATAROOT/SPLIT/crops.json              optional: each object's box in its crop, class, source
 
 Crops cut by other means need only the folders objects/ and backgrounds/.
@@ -47,12 +47,12 @@ def list_images(folder):
 
 
 def open_image(path):
-    """The picture at `path` as a PIL image, RGB, upright. ValueError, naming it, if it cannot be read as one."""
+    """The picture at `path` as a PIL image, RGB, upright. OSError, naming it, if it cannot be read as one."""
     return _open(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
 
 
 def open_mask(path):
-    """The mask at `path` as a PIL image, L, 255 = object, 128 = void. ValueError, naming it, if it is none."""
+    """The mask at `path` as a PIL image, L, 255 = object, 128 = void. OSError, naming it, if it is none."""
     return _open(path, _to_mask)
 
 
@@ -61,7 +61,7 @@ def _open(path, convert):
         with Image.open(path) as image:
             return convert(image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error
+        raise OSError(f"cannot read the image {path} ({error}): replace or remove it") from error
 
 
 def _to_mask(image):

@@ -1,9 +1,9 @@
 """The folder of crops: DATAROOT/{train,test}/{objects,backgrounds,masks,masks_source}/STEM.png, crops.json.
 
 Crops are cut in parallel processes. A file is written beside its place and moved there whole; what is
-finished is noted in unfinished.jsonl, so that an interrupted run continues; crops.json appears last. Only
-what crops.json lists is part of the data. Masks: 255 = object, 128 = void, 0 = background. This file needs
-numpy, Pillow and tqdm only, so that processes start quickly.
+finished is noted in unfinished.jsonl, so that an interrupted run continues; crops.json appears last.
+Masks: 255 = object, 128 = void, 0 = background. This file needs numpy, Pillow and tqdm only, so that
+processes start quickly.
 """
 import gc
 import hashlib

@@ -108,8 +108,7 @@ def run_networks(model, x, y, box, hole, seed=0):
         images {symbol: (N, C, H, W)} and scores {name of SCORES: (N,)}, each with what the mode trains.
         y_hat equals `model.paste(x, y, box, seed)` and x_hat `model.remove(x, box, seed)`: one noise for all.
     """
-    rng = torch.Generator().manual_seed(seed)
-    noise = torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
+    noise = model.fixed_noise(x, seed)
 
     def score(discriminator, image):
         return discriminator(image).mean((1, 2, 3))

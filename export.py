@@ -60,11 +60,11 @@ class Segment(nn.Module):
 
 
 class Enhance(nn.Module):
-    """y_hat = G_enh(m*x + (1-m)*y); the coarse paste alone if the model trained no G_enh."""
+    """y_hat = G_enh(m*x + (1-m)*y)."""
 
     def __init__(self, model):
         super().__init__()
-        self.G_enh, self.trained = copy.deepcopy(model.G_enh), model.mode != "supervised"
+        self.G_enh = copy.deepcopy(model.G_enh)
         self.G_enh.unet = AnySize(self.G_enh.unet, self.G_enh.unet.stride)
 
     def forward(self, image, background, mask, noise):

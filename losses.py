@@ -58,7 +58,7 @@ def texture(features, target_features):
 
 def perceptual(features, target_features):
     """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over layers. Arguments as for `texture`."""
-    terms = [mae(_full_precision(features[k]), _full_precision(target_features[k])) for k in features]
+    terms = [mae(features[k], target_features[k]) for k in features]
     return torch.stack(terms).mean()
 
 
@@ -79,8 +79,9 @@ def cross_entropy(m, mask):
 
 
 class ReplayPool:
-    """A pool of past fakes for the discriminators.
+    """A pool of past fakes for the discriminators (§3.4).
 
+    Deviation: CycleGAN's pool; the paper draws the fakes of a step from a pool that all past steps have changed.
     While it fills, `query` stores and returns the new images. Once full, each new image is, with
     probability ½, exchanged for a stored one picked at random, which is returned in its place.
 

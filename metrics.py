@@ -1,7 +1,7 @@
 """How good masks are (§4.2, Table 1): at the crop's source resolution, beside baselines, with intervals.
 
-Masks have 1 = object. `iou` and `mean_mask` take tensors (N, 1, H, W); the rest works on single numpy
-arrays, because crops of one source size rarely repeat. No better-of-mask-and-inverse anywhere: a wrong
+Masks have 1 = object. `mean_mask` takes tensors (N, 1, H, W); the rest works on single numpy arrays,
+because crops of one source size rarely repeat. No better-of-mask-and-inverse anywhere: a wrong
 polarity scores as wrong. This file needs torch and numpy only and can be copied out alone.
 """
 import math
@@ -15,23 +15,7 @@ RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
 BASELINES = ("full_mask", "box_mask", "mean_mask")
 
 
-# --- at crop size, for training ---
-
-
-def iou(mask, truth):
-    """Intersection over union of each pair.
-
-    Args:
-        mask: soft masks (N, 1, H, W) in [0, 1], cut at ½ (Table 1).
-        truth: (N, 1, H, W) of 0 and 1.
-
-    Returns:
-        (N,) in [0, 1]; 1 where both are empty.
-    """
-    mask, truth = mask >= 0.5, truth >= 0.5
-    intersection = (mask & truth).flatten(1).sum(1).double()
-    union = (mask | truth).flatten(1).sum(1).double()
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+# --- at crop size ---
 
 
 def mean_mask(masks):

@@ -136,7 +136,7 @@ class UNet(nn.Module):
 
 
 class InpaintingNet(nn.Module):
-    """G_inp: two U-Nets in sequence, tanh after each (§3.2). x_hat = G_inp((1 - m) * x)."""
+    """G_inp: two U-Nets in sequence (§3.2), tanh after each. x_hat = G_inp((1 - m) * x)."""
 
     def __init__(self, ngf=64, n_downs=5):
         super().__init__()
@@ -180,6 +180,8 @@ class EnhancementNet(nn.Module):
 
 class Discriminator(nn.Module):
     """D_obj or D_bg: CycleGAN's convolutional discriminator with a linear output (§3.2, §3.3).
+
+    Deviation: D_bg, the paper's "ImageGAN", scores fields too; with 4 layers each field covers a 128 px image.
 
     Args:
         ndf: channels of the first layer; doubled by each further one, up to 8 * ndf.

@@ -166,7 +166,7 @@ def paste(model: SEIGAN, image: Image.Image, box, background: Image.Image, at=No
     out, backing = photofile.split(background)
     seen = photofile.over_white(out, backing)
     z = paste_coarse(part.x, _tensor(matting.crop(seen, window, model.size, model.size), part.x), part.m)
-    change = matting.Planes(_planes(_enhance(model, z, seed) - z) * 127.5, window)  # y_hat - z
+    change = matting.Planes(_planes(model.enhance(z, seed) - z) * 127.5, window)  # y_hat - z
     out, coarse, mask = out.copy(), out.copy(), np.zeros(out.shape[:2], np.uint8)
     backing = None if backing is None else backing.copy()
     down, across = matting.taper(region, background.size, 0.1 * window[2], 0.1 * window[3])
@@ -222,34 +222,14 @@ def _segment(model, rgb, box, dilate=0) -> Crop:
 
 def _inpaint(model, part, hole, seed, raw):
     """G_inp's fill of the hole, and its change of what surrounds it, as `Planes` of pixel values 0..255."""
-    _require_inpainting(model)
     m = torch.maximum(part.m, _shrink(hole, part.window, part.region, part.m))
-    with torch.no_grad():
-        x_hat = model.G_inp((1 - m) * part.x, _noise(part.x, seed))
+    x_hat = model.inpaint((1 - m) * part.x, seed)
     change = _planes(x_hat - part.x) * 127.5
     # What G_inp changes where there is no hole is its error, in the hole too: a smooth surface through that
     # error is taken off the fill, which so meets the photograph at the rim.
     error = 0 if raw else matting.membrane(change, m[0, 0].cpu().numpy() < 0.02)
     fill = np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255)
     return matting.Planes(fill, part.window), matting.Planes(change, part.window)
-
-
-def _require_inpainting(model):
-    if model.mode != "seigan":
-        raise ValueError(f"mode {model.mode} trains no G_inp: only a model of mode seigan can remove an object")
-
-
-def _enhance(model, z, seed):
-    """G_enh(z); z itself if the model trained no G_enh, as `SEIGAN.paste`."""
-    if model.mode == "supervised":
-        return z
-    with torch.no_grad():
-        return model.G_enh(z, _noise(z, seed))
-
-
-def _noise(x, seed):
-    """Standard normal noise for one image, the one of `SEIGAN.paste` and `SEIGAN.remove`."""
-    return torch.randn((1, 1, *x.shape[-2:]), generator=torch.Generator().manual_seed(seed)).to(x)
 
 
 def _foreground(part):
@@ -393,7 +373,7 @@ class Worker:
         device = pick_device(args.gpu)
         self.model = SEIGAN.load(os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt"), device)
         if args.command == "remove":
-            _require_inpainting(self.model)
+            self.model.require_inpainting()
         self.detector = load_detector(args.detector_weights, device) if args.boxes == "detect" else None
         self.backgrounds = []
         if args.command == "paste":

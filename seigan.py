@@ -7,7 +7,7 @@ Images are (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object
 left, top, width, height in fractions of the image. x = <O, B_x> shows an object, y = <none, B_y> does not.
 """
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,7 @@ NETWORKS = (*GENERATORS, "D_obj", "D_bg")
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
 
-@dataclass
-class Swap:
+class Swap(NamedTuple):
     """Every image and mask of the two swaps (§3.1, Fig. 2). None where the mode does not need it."""
 
     m: torch.Tensor  # G_seg(x)
@@ -305,7 +304,7 @@ class SEIGAN(nn.Module):
     def from_state(cls, state, path, device="cpu"):
         """`load` of a checkpoint that has been read from `path`. Raises ValueError, in one line, if it does not fit."""
         try:
-            model = cls(**state["config"] | {"lambdas": NO_VGG})
+            model = cls(**state["config"] | {"lambdas": state["config"]["lambdas"] | NO_VGG})
             model.load_networks(state["networks"])
             model.load_networks(state["averaged"], GENERATORS if state["averaged"] else ())
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -337,7 +336,7 @@ class SEIGAN(nn.Module):
         The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
         After mode "supervised", which trains no G_enh, y_hat is z.
         """
-        return z if self.mode == "supervised" else self.G_enh(z, self._fixed_noise(z, seed))
+        return z if self.mode == "supervised" else self.G_enh(z, self.fixed_noise(z, seed))
 
     @torch.no_grad()
     def inpaint(self, cut, seed=0):
@@ -345,9 +344,8 @@ class SEIGAN(nn.Module):
 
         Raises ValueError after a mode that trains no G_inp.
         """
-        if self.mode != "seigan":
-            raise ValueError(f"mode {self.mode} trains no G_inp: only a model of mode seigan can remove an object")
-        return self.G_inp(cut, self._fixed_noise(cut, seed))
+        self.require_inpainting()
+        return self.G_inp(cut, self.fixed_noise(cut, seed))
 
     def paste(self, x, y, box=None, seed=0):
         """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same. See `enhance`."""
@@ -357,7 +355,14 @@ class SEIGAN(nn.Module):
         """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. See `inpaint`."""
         return self.inpaint((1 - self.segment(x, box)) * x, seed)
 
-    def _fixed_noise(self, x, seed):
+    def require_inpainting(self):
+        """Raise ValueError, in one line, after a mode that trains no G_inp."""
+        if self.mode != "seigan":
+            raise ValueError(f"mode {self.mode} trains no G_inp: only a model of mode seigan can remove an object")
+
+    @staticmethod
+    def fixed_noise(x, seed):
+        """Standard normal noise (N, 1, H, W) for x (N, C, H, W), one for all images; it depends on `seed` alone."""
         rng = torch.Generator().manual_seed(seed)
         return torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
 

@@ -43,7 +43,7 @@ RANK_SEEDS = 1_000_000  # between the seeds of two processes
 # What torch's errors that a user can do something about have in them, and what that is.
 REMEDIES = {
     "deterministic": "leave --deterministic out, or take a newer torch",
-    "DataLoader worker": "lower --num_threads, or give the machine or container more (shared) memory",
+    "DataLoader worker (pid": "lower --num_threads, or give the machine or container more (shared) memory",
     "allocate memory": "the memory is full: lower --batch_size, --size or --ngf",
     "inductor": "leave --compile out, or install what torch.compile needs",
 }
@@ -335,6 +335,8 @@ def batches(dataset, args, start, stop, device, ranks):
     except Exception as error:
         # its frames hold the loading processes, which no signal ends: this process would wait for them for ever
         traceback.clear_frames(error.__traceback__)
+        if isinstance(error, ValueError):  # an unreadable picture is an OSError
+            raise RuntimeError("a mistake in the code that loads pictures") from error
         raise
 
 
@@ -381,7 +383,7 @@ def main(argv=None):
         message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
     except (ValueError, OSError) as error:
         # a loading process wraps its error in a traceback, whose last line it is
-        message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        message = str(error).strip().splitlines()[-1].removeprefix("OSError: ")
     except RuntimeError as error:
         advice = next((remedy for sign, remedy in REMEDIES.items() if sign in str(error)), None)
         if advice is None:
@@ -441,7 +443,10 @@ def loop(run, signals, limit):
 
     for batch in run.meter.wait(batches(run.dataset, args, trainer.step, run.last_step, device, run.ranks)):
         factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
-        terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
+        try:
+            terms = trainer.train_step(batch["x"], batch["y"], batch["box"], batch.get("mask"), factor)
+        except ValueError as error:  # main would print its last line alone
+            raise RuntimeError("a mistake in the code of a step") from error
         run.bar.update()
         run.skips.add(trainer.step, terms)
         if run.due(args.print_freq):

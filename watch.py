@@ -1,6 +1,6 @@
 """What watches over a run: signals, steps that were not applied, collapsed masks, speed.
 
-Nothing here knows options, networks or files.
+Nothing here reads options, networks or files; what it says names options of train.py.
 """
 import math
 import signal

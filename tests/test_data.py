@@ -58,7 +58,7 @@ def test_other_pixel_formats_become_rgb(tmp_path, mode):
 
 def test_unreadable_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="cannot read the image .*a.png"):
+    with pytest.raises(OSError, match="cannot read the image .*a.png"):
         load_image(tmp_path / "a.png", 4)
 
 
@@ -118,12 +118,12 @@ def test_names_that_go_astray(tmp_path):
 
 def test_masks_of_zeros_and_ones_are_refused(tmp_path):
     write(tmp_path / "m.png", np.eye(4))
-    with pytest.raises(ValueError, match=r"image .*m.png \(its brightest value is 1: in a mask white, 255, is object"):
+    with pytest.raises(OSError, match=r"image .*m.png \(its brightest value is 1: in a mask white, 255, is object"):
         load_mask(tmp_path / "m.png", 4)
     write(tmp_path / "m.png", np.zeros((4, 4)))
     assert not load_mask(tmp_path / "m.png", 4).any()
     Image.fromarray(np.eye(4).astype(np.uint16)).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match="brightest value is 1: in a mask white, 65535, is object"):
+    with pytest.raises(OSError, match="brightest value is 1: in a mask white, 65535, is object"):
         load_mask(tmp_path / "m.png", 4)
 
 
@@ -147,7 +147,7 @@ def test_masks_that_could_mean_two_things_are_refused(tmp_path):
     cut.putalpha(Image.fromarray(half * 255))  # a cut-out: white, and the shape in what is transparent
     for picture in (labels, cut):
         picture.save(tmp_path / "m.png")
-        with pytest.raises(ValueError, match="m.png .a mask must be grey and opaque"):
+        with pytest.raises(OSError, match="m.png .a mask must be grey and opaque"):
             load_mask(tmp_path / "m.png", 4)
 
 

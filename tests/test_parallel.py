@@ -21,7 +21,7 @@ from seigan import NO_VGG, Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 MODES = [("seigan", {}), ("nocycle", {}), ("supervised", {}), ("seigan", {"id_obj": 0.0, "enh": 0.0, "obj_mae": 0.0}),
-         ("nocycle", {"enh": 0.0})]
+         ("nocycle", {"enh": 0.0}), ("seigan", dict.fromkeys(("inp", "inp2", "bg_mae", "obj_mae", "id_bg"), 0.0))]
 RANDN = torch.randn
 
 
@@ -43,7 +43,9 @@ def trainer_of(mode, lambdas, wrap=lambda module, may_skip: module):
 
 def one_step(trainer, part):
     trainer.train_step(*(t[part] for t in batch()))
-    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.train_step(*(t[part] for t in batch()))  # says what DistributedDataParallel missed in the first
+    return gradients
 
 
 def in_a_process(rank, port, out):

@@ -39,7 +39,7 @@ def test_fused_calls_equal_separate_calls():
     x, y = images(3, dtype=torch.double)
     fused = model.swap(x, y, rng=torch.Generator().manual_seed(5))
     for name, expected in literal_swap(model, x, y, torch.Generator().manual_seed(5), BOX).items():
-        assert torch.allclose(vars(fused)[name], expected, atol=1e-12), name
+        assert torch.allclose(getattr(fused, name), expected, atol=1e-12), name
 
 
 def test_swap_makes_six_generator_calls():
@@ -411,6 +411,11 @@ def test_loaded_model_is_the_averaged_one(tmp_path):
     assert model.config["box"] == list(BOX) and not model.training
 
 
+def test_a_loaded_model_keeps_its_lambdas_but_those_that_need_vgg(tmp_path):
+    _, model = saved(tmp_path, lambdas=NO_VGG | {"coarse": 0.7})
+    assert model.config["lambdas"] == LAMBDAS | NO_VGG | {"coarse": 0.7}
+
+
 def test_segment_paste_remove(tmp_path):
     _, model = saved(tmp_path)
     x, y = images(3)
@@ -500,7 +505,7 @@ def test_pictures_and_masks_stay_in_float32(direct):
     model, (x, y) = tiny(enh_direct=direct), images()
     with torch.autocast("cpu", torch.bfloat16):
         swap = model.swap(x, y, torch.tensor([BOX] * 2))
-    assert {k: v.dtype for k, v in vars(swap).items()} == dict.fromkeys(vars(swap), torch.float32)
+    assert {v.dtype for v in swap} == {torch.float32}
 
 
 def test_gram_matrices_are_not_rounded_to_bfloat16():

@@ -327,6 +327,22 @@ def test_unreadable_picture_is_named(run, tmp_path):
         assert not multiprocessing.active_children(), "a loading process is left, and keeps this one from ending"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("place", ["data.UnpairedCrops.__getitem__", "seigan.Trainer.train_step"])
+def test_a_mistake_in_changed_code_keeps_its_traceback(run, monkeypatch, workers, place):
+    """One line is for what a user can mend; who changes the code wants to know where it fails."""
+    def mistake(*args):
+        raise ValueError("shapes (3,16) (16,3)")
+
+    monkeypatch.setattr(place, mistake)
+    with pytest.raises(RuntimeError, match="a mistake in the code") as error:
+        run(f"--name a {SMALL} --num_threads {workers}")
+    assert "shapes (3,16) (16,3)" in str(error.value.__cause__)
+    if workers and "data" in place:
+        assert "in mistake" in str(error.value.__cause__)
+    assert not multiprocessing.active_children()
+
+
 def test_every_option_is_read():
     """No option that nothing reads: each name stands in the code, beside its definition."""
     source = "".join(Path(module.__file__).read_text() for module in (train, runs))
