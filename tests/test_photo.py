@@ -296,7 +296,12 @@ def test_results_are_the_models_own_at_its_own_size():
     part = photo._segment(model, np.asarray(image), (0, 0, 32, 32))
     assert torch.equal(part.x, x) and torch.equal(part.m, model.segment(x, (0.0, 0.0, 1.0, 1.0)))
     z = part.m * x + (1 - part.m) * y
-    assert torch.equal(model.enhance(z, 3), model.paste(x, y, (0.0, 0.0, 1.0, 1.0), seed=3))
+    pasted = photo.paste(model, image, (0, 0, 32, 32), background, at=(0, 0, 32, 32), seed=3)
+    y_hat = model.paste(x, y, (0.0, 0.0, 1.0, 1.0), seed=3)
+    assert 127.5 * (y_hat - z).abs().max() > 5  # else what follows shows nothing
+    change = ((y_hat - z)[0].permute(1, 2, 0).numpy() * 127.5) * np.asarray(pasted.mask)[..., None] / 255
+    expected = np.clip(np.asarray(pasted.coarse) + change, 0, 255)
+    assert np.abs(np.asarray(pasted.image) - expected).max() <= 1.5
     fill, change = photo._inpaint(model, part, np.zeros((32, 32), np.uint8), 3, raw=True)
     x_hat = (model.remove(x, (0.0, 0.0, 1.0, 1.0), seed=3)[0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(fill.at((0, 0, 32, 32)) - x_hat).max() < 1e-2
