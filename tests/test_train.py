@@ -343,6 +343,15 @@ def test_a_mistake_in_changed_code_keeps_its_traceback(run, monkeypatch, workers
     assert not multiprocessing.active_children()
 
 
+def test_a_mistake_in_a_loading_process_is_not_taken_for_a_lack_of_memory(run, monkeypatch):
+    def mistake(*args):
+        raise RuntimeError("sizes differ")
+
+    monkeypatch.setattr("data.UnpairedCrops.__getitem__", mistake)
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker(.|\n)*in mistake"):
+        run(f"--name a {SMALL} --num_threads 1")
+
+
 def test_every_option_is_read():
     """No option that nothing reads: each name stands in the code, beside its definition."""
     source = "".join(Path(module.__file__).read_text() for module in (train, runs))
