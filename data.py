@@ -1,8 +1,4 @@
-"""Crops on disk, as the networks see them; and `python data.py ...`, which prepares them.
-
-    python data.py demo --out datasets/demo
-    python data.py coco --images IMAGES --annotations instances.json --out datasets/dogs --split train
-    python data.py --help
+"""Crops on disk, as the networks see them. `python prepare.py` makes them.
 
 Layout, for each split ("train", "test", "val" if wanted):
 
@@ -13,10 +9,8 @@ Layout, for each split ("train", "test", "val" if wanted):
 
 Crops cut by other means need only the folders objects/ and backgrounds/.
 """
-import argparse
 import json
 import os
-import sys
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +18,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
 
-from pixels import to_rgb
+from images import to_rgb
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -122,9 +116,9 @@ class Crops:
         root = os.path.join(dataroot, split)
         if not os.path.isdir(root):
             raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/, and may hold test/; "
-                                    "`python data.py --help` says how to make them")
+                                    "`python prepare.py --help` says how to make them")
         if os.path.exists(os.path.join(root, "unfinished.jsonl")):
-            raise ValueError(f"{root} is unfinished: repeat the `python data.py` command that was making it")
+            raise ValueError(f"{root} is unfinished: repeat the `python prepare.py` command that was making it")
         self.root, self.size = root, size
         self.objects = list_images(os.path.join(root, "objects"))
         self.backgrounds = list_images(os.path.join(root, "backgrounds"))
@@ -135,7 +129,7 @@ class Crops:
         for kind in ("objects", "backgrounds"):
             if not getattr(self, kind):
                 raise FileNotFoundError(f"no images in {os.path.join(root, kind)}: expected "
-                                        f"{', '.join(EXTENSIONS)}; `python data.py --help` says how to make them")
+                                        f"{', '.join(EXTENSIONS)}; `python prepare.py --help` says how to make them")
         self.stems, self.background_stems = list(self.objects), list(self.backgrounds)
         self.records, self.rules = self._read_records()
 
@@ -242,33 +236,3 @@ class StepSampler(Sampler):
     def __iter__(self):
         for step in range(self.start, self.stop):
             yield [step * self.batch_size + i for i in self.part]
-
-
-def main(argv=None):
-    """`python data.py COMMAND ...`. Returns the exit code."""
-    import demo  # here: whoever trains or copies the datasets out has no use for these
-    import prepare
-
-    parser = argparse.ArgumentParser(prog="data.py", description="Prepare crops of objects and of backgrounds.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    prepare.add_commands(commands)
-    add = commands.add_parser("demo", help="make the procedural demo set",
-                              formatter_class=argparse.ArgumentDefaultsHelpFormatter).add_argument
-    add("--out", required=True, help="DATAROOT to write")
-    add("--seed", type=int, default=0, help="of the pictures")
-    args = parser.parse_args(argv)
-    try:
-        if args.command == "demo":
-            demo.make_demo(args.out, args.seed)
-            return 0
-        return args.run(args) or 0
-    except (ValueError, OSError) as error:
-        print(f"data.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.py: stopped: the same command goes on where it was", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,15 +29,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import export
-import matting
-import photofile
-from crops import Rules, name_hash, object_window
-from detector import category_names, detect_boxes, load_detector
-from photojobs import check, find_jobs, names_of_results, upright_boxes
+from crops.annotations import list_images
+from crops.detector import category_names, detect_boxes, load_detector
+from crops.rules import Rules, name_hash, object_window
+from photos import export, matting
+from photos import files as photofile
+from photos.jobs import check, find_jobs, names_of_results, upright_boxes
 from prepare import names
 from seigan import SEIGAN, paste_coarse, pick_device
-from sources import list_images
 
 RULE = {"fit": "warp", "object_size": 100, "crop_size": 128}  # of a model that does not know its own (§4.2)
 
@@ -330,7 +329,7 @@ def add_options(parser, command):
         help="around the object, pixels of the upright photograph; give it again for further objects")
     add("--images", metavar="DIR", help="a folder of photographs in place of one")
     add("--boxes", metavar="FILE|detect",
-        help="boxes for --images: COCO .json, .csv, or .jsonl of `data.py detect`; detect = look for objects")
+        help="boxes for --images: COCO .json, .csv, or .jsonl of `prepare.py detect`; detect = look for objects")
     add("--classes", type=names, default=(), metavar="A,B",
         help="only objects of these classes")
     add("--score", type=float, default=0.8, help="least score of a detected object, also of a .jsonl's, 0..1")

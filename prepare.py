@@ -1,4 +1,4 @@
-"""The sub-commands of `python data.py` that make crops from images and boxes (§4.1, §4.2).
+"""`python prepare.py`, whose commands make crops from images and boxes (§4.1, §4.2).
 
     coco, voc, cityscapes, csv, detect    images with boxes -> crops, masks where annotated
     folder                                crops that exist already
@@ -11,16 +11,17 @@ import argparse
 import dataclasses
 import math
 import os
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-import detector
-import sources
-from crops import DROPS, PRESETS, Job, Piece, Rules, find_backgrounds, find_objects, name_hash
-from dataroot import (
+from crops import annotations as sources
+from crops import demo, detector
+from crops.check import check, make_sheet, near_duplicates
+from crops.index import (
     SPLITS,
     cut_jobs,
     describe_background,
@@ -33,7 +34,7 @@ from dataroot import (
     write_index,
     written,
 )
-from inspection import check, make_sheet, near_duplicates
+from crops.rules import DROPS, PRESETS, Job, Piece, Rules, find_backgrounds, find_objects, name_hash
 
 # --- options ---
 
@@ -229,7 +230,7 @@ def write_split(jobs, index, here, rules, args, origin, skips, split, counts):
         pairs = near_duplicates(index["images"], read_index(args.out, other)["images"])
         if pairs:
             print(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and {pairs[0][1]}; "
-                  f"`data.py check {args.out}` lists them")
+                  f"`prepare.py check {args.out}` lists them")
 
 
 def origin_of(command, images, annotations) -> dict:
@@ -588,3 +589,31 @@ def add_datasets(add) -> list:
                             help="take leftImg8bit_sequence/IMAGE_SET with these boxes: .jsonl of `detect`, "
                                  "or COCO .json")
     return [voc, pets, cityscapes]
+
+
+def main(argv=None):
+    """`python prepare.py COMMAND ...`. Returns the exit code."""
+
+    parser = argparse.ArgumentParser(prog="prepare.py", description="Prepare crops of objects and of backgrounds.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_commands(commands)
+    add = commands.add_parser("demo", help="make the procedural demo set",
+                              formatter_class=argparse.ArgumentDefaultsHelpFormatter).add_argument
+    add("--out", required=True, help="DATAROOT to write")
+    add("--seed", type=int, default=0, help="of the pictures")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "demo":
+            demo.make_demo(args.out, args.seed)
+            return 0
+        return args.run(args) or 0
+    except (ValueError, OSError) as error:
+        print(f"prepare.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prepare.py: stopped: the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

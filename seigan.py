@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import losses
-from checkpoint import load_checkpoint
 from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features
+from running.checkpoint import load_checkpoint
 
 MODES = ("seigan", "nocycle", "supervised")
 

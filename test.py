@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import evaluation
-import quality
-import report
-from checkpoint import load_checkpoint
 from data import Crops
+from evaluation import evaluate as evaluation
+from evaluation import image_scores as quality
+from evaluation import page as report
+from running.checkpoint import load_checkpoint
 from seigan import SEIGAN, pick_device
 
 FILES = ("metrics.json", "per_image.csv", "contact_sheet.png", "best_median_worst.png", "index.html")

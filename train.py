@@ -1,7 +1,7 @@
 """Train SEIGAN.
 
     python train.py --demo --name demo                     # procedural pictures, a small model: minutes on a CPU
-    python train.py --dataroot datasets/dogs --name dogs   # crops that data.py made, on the first GPU if there is one
+    python train.py --dataroot datasets/dogs --name dogs   # crops that prepare.py made, on the first GPU if any
     python train.py --name dogs --resume                   # go on where it stopped, exactly
     torchrun --nproc_per_node=4 train.py --dataroot datasets/dogs --name dogs    # on four GPUs
 
@@ -23,13 +23,13 @@ import traceback
 import torch
 from torch.utils.data import DataLoader
 
-import demo
-from checkpoint import load_checkpoint
+from crops import demo
 from data import Crops, StepSampler, UnpairedCrops
-from parallel import Ranks, leave
-from runs import Collapse, Run, previous
+from running.checkpoint import load_checkpoint
+from running.parallel import Ranks, leave
+from running.run import Collapse, Run, previous
+from running.watch import catch_signals, leave_signals
 from seigan import LAMBDAS, MODES, NETWORKS, NOCYCLE_TERMS, SEIGAN, VGG_TERMS, Trainer, has_bfloat16, pick_device
-from watch import catch_signals, leave_signals
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
@@ -99,7 +99,7 @@ def get_args_parser():
                                      formatter_class=HelpFormatter)
     add = parser.add_argument_group("run").add_argument
     add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
-    add("--dataroot", help="folder with train/ and test/, as `python data.py` makes it")
+    add("--dataroot", help="folder with train/ and test/, as `python prepare.py` makes it")
     add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
     add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
     add("--gpu", type=int, help="number of the GPU, -1 = CPU; else the first GPU if there is one")
@@ -221,7 +221,7 @@ def resumed_args(parser, argv, saved):
 def check_args(args):
     """Raise ValueError where options contradict each other or the machine."""
     if args.dataroot is None:
-        raise ValueError("--dataroot is missing: the folder that `python data.py` made, or use --demo")
+        raise ValueError("--dataroot is missing: the folder that `python prepare.py` made, or use --demo")
     if args.size % 4:
         raise ValueError(f"--size must be a multiple of 4, got {args.size}")
     if args.n_epochs + args.n_epochs_decay == 0:

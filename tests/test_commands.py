@@ -1,4 +1,4 @@
-"""data.py's other commands as users type them, real photographs, and a million annotations."""
+"""prepare.py's other commands as users type them, real photographs, and a million annotations."""
 import json
 import os
 import shutil
@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from test_prepare import SMALL, coco, files_of, index_of, run, source, write_source  # noqa: F401 - a fixture
 
-import crops
-import dataroot
-import detector
 import prepare
-import sources
+from crops import annotations as sources
+from crops import detector
+from crops import index as dataroot
+from crops import rules as crops
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -346,7 +346,7 @@ def write_million(path, n, per_image=8, points=20):
 def test_a_million_annotations(tmp_path):
     """Under 2 GB, and four times as many take about four times as long (CPU time)."""
     code = (
-        "import sys, time, resource, sources; start = time.process_time()\n"
+        "import sys, time, resource; from crops import annotations as sources; start = time.process_time()\n"
         "n = sum(len(p.boxes) for p in sources.read_coco('x', sys.argv[1], sources.Skips()))\n"
         "print(n, time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
@@ -355,7 +355,7 @@ def test_a_million_annotations(tmp_path):
         write_million(tmp_path / "a.json", n)
         out = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "a.json"],
-            cwd=Path(sources.__file__).parent,
+            cwd=Path(prepare.__file__).parent,
             capture_output=True,
             text=True,
             check=True,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import crops
-from crops import PRESETS, Rules, find_backgrounds, find_objects, first_failing, free_position, object_window
-from sources import Box, Photo, Skips, read_coco
+from crops import rules as crops
+from crops.annotations import Box, Photo, Skips, read_coco
+from crops.rules import PRESETS, Rules, find_backgrounds, find_objects, first_failing, free_position, object_window
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")

@@ -3,15 +3,15 @@ import json
 import os
 from pathlib import Path
 
-import drawn
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import data
-import demo
+import prepare
+from benchmarks import drawn
+from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, load_image, load_mask, save_image
 
 COUNTS = {"train": {"objects": 7, "backgrounds": 5}, "test": {"objects": 2, "backgrounds": 2}}
@@ -182,7 +182,7 @@ def test_boxes_written_by_hand(tmp_path):
 def test_a_half_made_set_is_refused(tmp_path):
     write(tmp_path / "train" / "objects" / "a.png", np.zeros((4, 4, 3)))
     (tmp_path / "train" / "unfinished.jsonl").write_text("")
-    with pytest.raises(ValueError, match="is unfinished: repeat the `python data.py` command"):
+    with pytest.raises(ValueError, match="is unfinished: repeat the `python prepare.py` command"):
         Crops(tmp_path, "train", 8)
 
 
@@ -309,9 +309,9 @@ def test_other_drawn_sets(tmp_path):
 
 def test_demo_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "COUNTS", COUNTS)
-    assert data.main(["demo", "--out", str(tmp_path / "set")]) == 0
+    assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 0
     assert len(Crops(tmp_path / "set", "test", 64).masks) == 2
-    assert data.main(["demo", "--out", str(tmp_path / "set")]) == 0  # a demo set may be made anew
+    assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 0  # a demo set may be made anew
     write(tmp_path / "set" / "train" / "objects" / "mine.png", np.zeros((4, 4, 3)))
-    assert data.main(["demo", "--out", str(tmp_path / "set")]) == 2
+    assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 2
     assert "which holds other things" in capsys.readouterr().err

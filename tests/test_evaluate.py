@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import demo
-import evaluation
-import report
 import test as entry
-from checkpoint import save_checkpoint
+from crops import demo
 from data import Crops
+from evaluation import evaluate as evaluation
+from evaluation import page as report
+from running.checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-import export
 import photo
-from checkpoint import save_checkpoint
 from networks import pad_to_multiple
+from photos import export
+from running.checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
 WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]

@@ -21,10 +21,11 @@ from PIL import Image
 from test_train import SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
 
 import data
-import demo
+import prepare
 import train
-from checkpoint import load_checkpoint, save_checkpoint
+from crops import demo
 from data import load_image, open_image
+from running.checkpoint import load_checkpoint, save_checkpoint
 from seigan import SEIGAN
 
 FULL = pytest.mark.slow
@@ -305,12 +306,12 @@ def test_damaged_annotations_are_one_line_or_right_crops(tmp_path, count, capsys
     for k in range(count):
         (tmp_path / "a.json").write_bytes(mutate(content, rng))
         out = tmp_path / str(k)
-        code = data.main(f"coco --images {tmp_path}/images --annotations {tmp_path}/a.json --out {out} --split train "
-                         "--crop_size 32 --object_size 16 --min_side 8 --num_workers 0".split())
+        code = prepare.main(f"coco --images {tmp_path}/images --annotations {tmp_path}/a.json --out {out} "
+                            "--split train --crop_size 32 --object_size 16 --min_side 8 --num_workers 0".split())
         err = capsys.readouterr().err
         assert code in (0, 2) and "Traceback" not in err
         if code:
-            assert err.strip().splitlines()[-1].startswith("data.py: error: ")
+            assert err.strip().splitlines()[-1].startswith("prepare.py: error: ")
             refused += 1
         elif (out / "train" / "objects").is_dir():
             for path in data.list_images(out / "train" / "objects").values():

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import metrics
-import quality
-from metrics import Truth
+from evaluation import image_scores as quality
+from evaluation import mask_scores as metrics
+from evaluation.mask_scores import Truth
 
 WHY = "the comparison with an independent implementation needs "
 

@@ -14,9 +14,9 @@ from conftest import equal
 from test_seigan import BOX, tiny
 from test_train import HERE, SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
 
-import parallel
-from checkpoint import load_checkpoint
 from data import StepSampler
+from running import parallel
+from running.checkpoint import load_checkpoint
 from seigan import NO_VGG, Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-import crops
-import matting
 import photo
-import photofile
-import photojobs
+from crops import rules as crops
+from photos import files as photofile
+from photos import jobs as photojobs
+from photos import matting
 from seigan import SEIGAN
 
 ROOT = Path(__file__).parent.parent

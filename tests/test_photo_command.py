@@ -12,10 +12,10 @@ from PIL import Image
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
 import photo
-import photofile
-import photojobs
-import sources
-from checkpoint import save_checkpoint
+from crops import annotations as sources
+from photos import files as photofile
+from photos import jobs as photojobs
+from running.checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
 # --- the command ---
@@ -382,7 +382,8 @@ def test_as_a_command(run_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     missing = subprocess.run([*argv, "--name", "nothing"], cwd=tmp_path, capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "nothing" in missing.stderr
-    silent = subprocess.run([sys.executable, "-c", "import photo, export"], cwd=ROOT, capture_output=True, text=True)
+    silent = subprocess.run([sys.executable, "-c", "import photo; from photos import export"], cwd=ROOT,
+                            capture_output=True, text=True)
     assert silent.returncode == 0 and silent.stdout == silent.stderr == ""
 
 

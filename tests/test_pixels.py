@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixels import encode_png, save_png, to_rgb
+from images import encode_png, save_png, to_rgb
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 48), (1, 1, 3), (5, 7, 3), (128, 128, 3)])

@@ -1,4 +1,4 @@
-"""`data.py coco` and `data.py check` as users type them: from images and boxes to a folder of crops, and its faults."""
+"""`prepare.py coco` and `check` as users type them: from images and boxes to a folder of crops, and its faults."""
 
 import argparse
 import contextlib
@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import crops
-import dataroot
-import inspection
 import prepare
+from crops import check as inspection
+from crops import index as dataroot
+from crops import rules as crops
 
 SMALL = ["--crop_size", "32", "--object_size", "16", "--min_side", "8", "--num_workers", "0"]
 
 
 def run(*words):
-    parser = argparse.ArgumentParser(prog="data.py")
+    parser = argparse.ArgumentParser(prog="prepare.py")
     prepare.add_commands(parser.add_subparsers(required=True))
     args = parser.parse_args([str(word) for word in words])
     return args.run(args)
@@ -355,7 +355,7 @@ def test_a_killed_process_leaves_a_run_that_continues(tmp_path):
 
 def test_processes_end_with_a_killed_main_one():
     """They hold its standard output, which is at its end when the last of them is gone."""
-    main = ("import sys, time; sys.path.insert(0, sys.argv[1]); import dataroot\n"
+    main = ("import sys, time; sys.path.insert(0, sys.argv[1]); from crops import index as dataroot\n"
             "results = dataroot.in_parallel(time.sleep, [0.001] * 500, 2, 1)\n"
             "print(next(results), flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", main, str(Path(prepare.__file__).parent)],

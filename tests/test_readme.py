@@ -13,7 +13,7 @@ BUTTERFLIES = os.path.join(HERE, "..", "shared", "data", "butterflies")
 SHORT = {
     "train.py": "--n_epochs 1 --n_epochs_decay 0 --batch_size 64 --num_threads 0",
     "train.py --resume": "--n_epochs 2",
-    "data.py": "--y_per_x 0.5",
+    "prepare.py": "--y_per_x 0.5",
 }
 
 
@@ -42,7 +42,8 @@ def run(words, cwd):
 def folder(tmp_path_factory):
     """A folder in which the demo's commands have run: with a demo set of a few pictures."""
     folder = tmp_path_factory.mktemp("user")
-    code = ("import demo; demo.write_demo('datasets/demo', counts={'train': {'objects': 8, 'backgrounds': 8}, "
+    code = ("from crops import demo; demo.write_demo('datasets/demo', counts="
+            "{'train': {'objects': 8, 'backgrounds': 8}, "
             "'test': {'objects': 4, 'backgrounds': 4}})")
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": HERE}, check=True,
                    capture_output=True)
@@ -71,11 +72,11 @@ def test_the_butterfly_commands(tmp_path):
     os.symlink(os.path.abspath(BUTTERFLIES), tmp_path / "butterflies")
     seen = set()
     for words in commands():
-        prepares = words[1] == "data.py" and "coco" in words
+        prepares = words[1] == "prepare.py" and "coco" in words
         if prepares or "butterflies64" in words:
             run(words, tmp_path)
             seen.add(words[1] + (" --resume" if "--resume" in words else ""))
-    assert seen >= {"data.py", "train.py", "train.py --resume", "test.py"}
+    assert seen >= {"prepare.py", "train.py", "train.py --resume", "test.py"}
     assert os.path.exists(tmp_path / "results" / "butterflies64" / "metrics.json")
 
 
@@ -83,4 +84,4 @@ def test_every_command_of_readme_is_run_or_has_a_reason():
     not_run = {"train.py --dataroot datasets/butterflies --name butterflies"}  # the full size: hours on a CPU
     for words in commands():
         text = " ".join(words[1:])
-        assert text in not_run or "demo" in words or "butterflies64" in words or words[1] == "data.py", text
+        assert text in not_run or "demo" in words or "butterflies64" in words or words[1] == "prepare.py", text

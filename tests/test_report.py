@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import curves
-import report
+from evaluation import charts as curves
+from evaluation import page as report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the results page")

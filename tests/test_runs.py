@@ -10,21 +10,21 @@ import torch
 from conftest import equal
 from test_train import HERE, SMALL, dataroot, records, run, training_state  # noqa: F401 - fixtures
 
-import checkpoint
-import evaluation
 import losses
-import parallel
-import runs
-from checkpoint import load_checkpoint
 from data import Crops, UnpairedCrops
-from runs import Checkpoints, Lock, Log
-from watch import CollapseWatch, SkippedSteps
+from evaluation import evaluate as evaluation
+from running import checkpoint, parallel
+from running import run as runs
+from running.checkpoint import load_checkpoint
+from running.run import Checkpoints, Lock, Log
+from running.watch import CollapseWatch, SkippedSteps
 
 # --- two runs of one name ---
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
-    hold = "import sys; from runs import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    hold = ("import sys; from running.run import Lock; lock = Lock(sys.argv[1]); print('held', flush=True); "
+            "sys.stdin.read()")
     first = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=HERE, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
     try:

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import equal
-from literal import LiteralTrainer, literal_swap, literal_terms
 
 import losses
 import seigan
-from checkpoint import load_checkpoint, save_checkpoint
+from benchmarks.literal import LiteralTrainer, literal_swap, literal_terms
+from running.checkpoint import load_checkpoint, save_checkpoint
 from seigan import GENERATORS, LAMBDAS, NO_VGG, SEIGAN, Trainer, box_mask, paste_coarse
 
 BOX = (0.125, 0.125, 0.75, 0.75)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jsonstream
-import masks
-import sources
-from sources import Skips, read_cityscapes, read_coco, read_csv, read_detections, read_pets, read_voc
+import prepare
+from crops import coco_masks as masks
+from crops import jsonstream
+from crops.annotations import Skips, read_cityscapes, read_coco, read_csv, read_detections, read_pets, read_voc
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
@@ -561,5 +561,5 @@ def test_sources_import_without_torch():
     import subprocess
     import sys
 
-    code = "import sys; import sources, crops, dataroot, prepare; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(sources.__file__).parent).returncode == 0
+    code = "import sys; import prepare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(prepare.__file__).parent).returncode == 0

@@ -8,13 +8,13 @@ from PIL import Image, ImageOps
 from test_commands import StubDetector
 from test_prepare import SMALL, index_of, run
 
-import crops
-import dataroot
-import detector
-import inspection
-import masks
 import prepare
-import sources
+from crops import annotations as sources
+from crops import check as inspection
+from crops import coco_masks as masks
+from crops import detector
+from crops import index as dataroot
+from crops import rules as crops
 
 
 def draw(path, x=60, y=60, grey=80, size=(200, 150)):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import bradley_terry
-import study
+import prepare
+from evaluation import bradley_terry, study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -301,8 +301,9 @@ def test_patterns_and_narrow_code_pages(tmp_path):
     for i in range(2):
         write_votes(tmp_path / "votes" / f"{i}.csv", [("ŷ", "z", "left", i, p) for p in range(3)])
     write_votes(tmp_path / "[1].csv", [("a", "b", "left", 1, 1)])
-    argv = [sys.executable, study.__file__, "fit", "votes/*.csv", "--out", "."]  # no shell that would expand it
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    argv = [sys.executable, "-m", "evaluation.study", "fit", "votes/*.csv", "--out", "."]  # no shell to expand it
+    env = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": os.path.dirname(prepare.__file__)}
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, env=env)
     assert done.returncode == 0 and b"6 votes of 2 voters" in done.stdout, done.stderr
     assert study.expand(str(tmp_path / "[1].csv")) == [str(tmp_path / "[1].csv")]
     assert study.expand("votes/none*.csv") == ["votes/none*.csv"]

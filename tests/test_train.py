@@ -15,10 +15,10 @@ import torch
 from conftest import equal
 from PIL import Image
 
-import demo
-import runs
 import train
-from checkpoint import load_checkpoint, save_checkpoint
+from crops import demo
+from running import run as runs
+from running.checkpoint import load_checkpoint, save_checkpoint
 from seigan import SEIGAN
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

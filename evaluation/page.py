@@ -11,9 +11,9 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import curves
-import page
-from curves import read_log  # noqa: F401 - part of this module's interface
+from evaluation import charts as curves
+from evaluation import page_text as page
+from evaluation.charts import read_log  # noqa: F401 - part of this module's interface
 
 SHEET = ("x", "y", "mask", "z", "y_hat", "x_hat", "truth")
 SYMBOLS = {"x": ("x", 0), "y": ("y", 0), "mask": ("m", 0), "z": ("z", 0), "y_hat": ("y", 1), "x_hat": ("x", 1),

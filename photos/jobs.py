@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
-import photofile
-import sources
-from crops import name_hash
+from crops import annotations as sources
+from crops.rules import name_hash
+from photos import files as photofile
 
 
 class Job(NamedTuple):

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from pixels import to_8_bits
+from images import to_8_bits
 
 FORMATS = {"png": {"compress_level": 3}, "tiff": {"compression": "tiff_lzw"}, "webp": {"lossless": True},
            "jpg": {"quality": 95, "subsampling": 0}}  # ending: how it is written; all but jpg keep every pixel

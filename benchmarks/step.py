@@ -1,8 +1,8 @@
 """What a step costs, and what each option is worth, in one run on one machine.
 
-    python tests/bench.py                             # on the first GPU if there is one; minutes on a CPU
-    python tests/bench.py --gpu -1 --sizes 64 --batches 8 --parts steps
-    python tests/bench.py --parts flops               # no clock: on any machine in seconds
+    python -m benchmarks.step                             # on the first GPU if there is one; minutes on a CPU
+    python -m benchmarks.step --gpu -1 --sizes 64 --batches 8 --parts steps
+    python -m benchmarks.step --parts flops               # no clock: on any machine in seconds
 
 An image is one pair x, y of a step. Steps of all rows alternate, so that what else runs on the machine slows every row
 alike; figures are medians. GFLOP are torch's count of the convolutions and matrix products, a multiplication and an
@@ -23,13 +23,10 @@ from multiprocessing import get_context
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), HERE]
+from benchmarks.literal import LiteralTrainer
+from seigan import NETWORKS, SEIGAN, Trainer, has_bfloat16, pick_device
 
-from literal import LiteralTrainer  # noqa: E402 - found by the line above
-
-from seigan import NETWORKS, SEIGAN, Trainer, has_bfloat16, pick_device  # noqa: E402
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)
 PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=4)
 SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=4)
@@ -229,9 +226,9 @@ def print_inference(args, size, batch, _peaks):
 
 def print_data(args):
     """The share of a run's time that the loop waits for pictures."""
-    import demo
+    from crops import demo
     from data import Crops, UnpairedCrops
-    from parallel import Ranks
+    from running.parallel import Ranks
     from train import batches
 
     size, batch, count = args.sizes[0], 8, 24
@@ -254,7 +251,7 @@ def print_data(args):
 def print_startup():
     seconds = {}
     for name, words in {"import torch": ["-c", "import torch"],
-                        "train.py --help": [os.path.join(HERE, "..", "train.py"), "--help"]}.items():
+                        "train.py --help": [os.path.join(ROOT, "train.py"), "--help"]}.items():
         seconds[name] = min(timed(lambda w=words: subprocess.run([sys.executable, *w], check=True, capture_output=True),
                                   torch.device("cpu")) for _ in range(3))
     print(f"\nstart, best of 3: train.py --help {seconds['train.py --help']:.2f} s, "

@@ -9,10 +9,10 @@ import sys
 import torch
 from tqdm import tqdm
 
-from checkpoint import save_checkpoint
 from data import save_image
-from evaluation import validate
-from watch import COLLAPSES, CollapseWatch, Meter, SkippedSteps
+from evaluation.evaluate import validate
+from running.checkpoint import save_checkpoint
+from running.watch import COLLAPSES, CollapseWatch, Meter, SkippedSteps
 
 RESTARTS = 3  # times that --on_collapse restart begins anew
 

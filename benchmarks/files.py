@@ -1,7 +1,7 @@
 """How fast crops are cut and a model is evaluated, beside the least work that either takes. Not a test; by hand:
 
-    python tests/bench_io.py crops --images DIR --annotations FILE.json     # further options as of `data.py coco`
-    python tests/bench_io.py test --size 64 --ngf 16 --crops 1000
+    python -m benchmarks.files crops --images DIR --annotations FILE.json     # further options as of `prepare.py coco`
+    python -m benchmarks.files test --size 64 --ngf 16 --crops 1000
 
 crops: a COCO-style set, against processes that only decode the same photographs with Pillow and resize them to
 128 x 128. test: a model with random weights on a demo set, against its networks' forward passes alone. What is
@@ -18,19 +18,18 @@ import tempfile
 import time
 from statistics import median
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, HERE)
+import torch
+from PIL import Image
 
-import torch  # noqa: E402 - found once the path is set, like what follows
-from PIL import Image  # noqa: E402
+import data
+import prepare
+import test as entry
+from crops import demo
+from evaluation import evaluate as evaluation
+from running.checkpoint import save_checkpoint
+from seigan import SEIGAN, Trainer, box_mask
 
-import data  # noqa: E402
-import demo  # noqa: E402
-import evaluation  # noqa: E402
-import prepare  # noqa: E402
-import test as entry  # noqa: E402
-from checkpoint import save_checkpoint  # noqa: E402
-from seigan import SEIGAN, Trainer, box_mask  # noqa: E402
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def seconds(work):
@@ -43,7 +42,7 @@ def seconds(work):
 
 def start_up(module):
     """Seconds to start Python and import `module`."""
-    return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=HERE, check=True))
+    return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True))
 
 
 def table(turns, base):
@@ -73,7 +72,7 @@ def decode_in_processes(paths, how, count):
 
 
 def time_command(options, folder, count):
-    """Run `data.py coco` into `folder`. Returns (seconds in all, seconds of its photograph phase, the jobs)."""
+    """Run `prepare.py coco` into `folder`. Returns (seconds in all, seconds of its photograph phase, the jobs)."""
     phase = []
     cut_jobs = prepare.cut_jobs
 
@@ -100,7 +99,7 @@ def bench_crops(args, options):
                     seconds(lambda how=how: decode_in_processes(paths, how, args.processes))
                     for how in (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)}
             whole, phase, _ = time_command(options, f"{folder}/{i}", args.processes)
-            turns.append(turn | {"data.py coco: photographs": phase, "data.py coco: all but start-up": whole,
+            turns.append(turn | {"prepare.py coco: photographs": phase, "prepare.py coco: all but start-up": whole,
                                  "start-up (imports)": start_up("data, demo, prepare")})
     crops = sum(len(job.objects) + len(job.backgrounds) for job in jobs)
     print(f"{len(paths)} photographs, {crops} crops, {args.processes} processes, {args.repeats} turns")
@@ -163,7 +162,7 @@ def bench_test(args, _):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    crops = commands.add_parser("crops", help="python data.py coco against decoding and resizing")
+    crops = commands.add_parser("crops", help="python prepare.py coco against decoding and resizing")
     crops.add_argument("--images", required=True, help="folder that the file names refer to")
     crops.add_argument("--annotations", required=True, help="COCO instances JSON")
     crops.add_argument("--processes", type=int, default=2, help="of either")

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from masks import decode_mask
-from pixels import load_tiff, to_rgb
-from sources import Box, Photo
+from crops.annotations import Box, Photo
+from crops.coco_masks import decode_mask
+from images import load_tiff, to_rgb
 
 PRESETS = {  # §4.1 (i) and (iv); §4.2
     "dogs": {"object_size": 64, "crop_size": 128, "min_side": 60.0, "max_fraction": 0.4, "min_aspect": 0.0},

@@ -1,8 +1,8 @@
 """The human study (§4.1, Fig. 4): which pictures look more natural to people?
 
     python test.py --name dogs_nocycle; python test.py --name dogs
-    python study.py page --name dogs_nocycle dogs        # results/study/page/: send this folder to the voters
-    python study.py fit votes/*.csv                      # their files -> ratings, win matrix, drawings
+    python -m evaluation.study page --name dogs_nocycle dogs    # results/study/page/: send this folder to the voters
+    python -m evaluation.study fit votes/*.csv                  # their files -> ratings, win matrix, drawings
 
 `page` compares NoCycle's z, SEIGAN's z and ŷ, and real crops, as `test.py` left them in results/NAME/; generated
 pictures are chosen by their D_obj score, real ones at random. Files on the page have meaningless names;
@@ -23,8 +23,7 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import ballot
-import bradley_terry
+from evaluation import ballot, bradley_terry
 
 OUTCOMES = {"left": 1.0, "right": 0.0, "tie": 0.5}
 REAL = "real"
@@ -174,7 +173,7 @@ def make_page(args):
     write_page(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
     print("\n".join(f"{label}: {len(paths)} pictures" for label, paths in sets.items()))
     print(f"{len(pairs)} pairs, {args.per_voter} a voter. Send {os.path.join(args.out, 'page')} to the voters, keep "
-          f"{os.path.join(args.out, 'key.json')}, then: python study.py fit VOTES.csv ...")
+          f"{os.path.join(args.out, 'key.json')}, then: python -m evaluation.study fit VOTES.csv ...")
 
 
 # --- the votes ---
@@ -210,7 +209,7 @@ def read_votes(paths, key_path):
 
 def _read_key(path):
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no key at {path}: `study.py page` writes it; give --key")
+        raise FileNotFoundError(f"no key at {path}: `evaluation.study page` writes it; give --key")
     try:
         with open(path, encoding="utf-8") as f:
             key = json.load(f)
@@ -218,7 +217,7 @@ def _read_key(path):
             return key
     except (ValueError, AttributeError):
         pass
-    raise ValueError(f"{path} is no key that `study.py page` wrote: give another --key or --out")
+    raise ValueError(f"{path} is no key that `evaluation.study page` wrote: give another --key or --out")
 
 
 def _set_of(row, side, key, place):
@@ -382,7 +381,7 @@ def _draw_text(draw, x, y, words, anchor, font, colour):
 
 
 def main(argv=None):
-    """`python study.py ...`. Returns the exit code."""
+    """`python -m evaluation.study ...`. Returns the exit code."""
     args = get_args_parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # Windows' code pages lack the ŷ
         sys.stdout.reconfigure(errors="replace")

@@ -8,8 +8,8 @@ import os
 import pickle
 from pathlib import Path
 
-from crops import open_photo
-from sources import UNREADABLE, Photo, list_images
+from crops.annotations import UNREADABLE, Photo, list_images
+from crops.rules import open_photo
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles

@@ -1,7 +1,7 @@
 """Two drawn sets unlike those that the defaults were chosen on, with exact masks, to try the defaults elsewhere:
 
-    python tests/drawn.py planes datasets/planes
-    python tests/drawn.py horses datasets/horses
+    python -m benchmarks.drawn planes datasets/planes
+    python -m benchmarks.drawn horses datasets/horses
 
 Planes in the sky: smooth backgrounds, objects of a fifth of the picture. Horses on meadows: fine texture behind plain
 objects with thin legs. Layout and sizes are those of the demo set.
@@ -9,13 +9,11 @@ objects with thin legs. Layout and sizes are those of the demo set.
 import colorsys
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import demo  # noqa: E402 - after the path to it
+from crops import demo
 
 CANVAS = 512  # px, side of the canvas that outlines are drawn on
 SEED = 7
@@ -144,5 +142,5 @@ SETS = {"planes": partial(demo.draw, background=sky, body=plane),
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] not in SETS:
-        sys.exit(f"usage: python tests/drawn.py {'|'.join(SETS)} DATAROOT")
+        sys.exit(f"usage: python -m benchmarks.drawn {'|'.join(SETS)} DATAROOT")
     demo.write_demo(sys.argv[2], SEED, COUNTS, SETS[sys.argv[1]])

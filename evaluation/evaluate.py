@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import metrics
-import quality
 from data import list_images, open_mask
-from pixels import save_png
+from evaluation import image_scores as quality
+from evaluation import mask_scores as metrics
+from images import save_png
 from seigan import box_mask, paste_coarse
 
 KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jsonstream import iterate_json
-from masks import pack_segmentation, read_labels
-from pixels import load_tiff
+from crops.coco_masks import pack_segmentation, read_labels
+from crops.jsonstream import iterate_json
+from images import load_tiff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # what Pillow raises on files that are cut short, damaged, hostile or not images
@@ -431,7 +431,7 @@ def read_folder(folder, skips: Skips, prefix="", without=()) -> list:
 
 
 def read_detections(images, annotations, skips: Skips) -> list:
-    """The lines that `data.py detect` writes, one image each: {"folder", "file", "width", "height", "boxes": [[x, y,
+    """The lines that `prepare.py detect` writes, one image each: {"folder", "file", "width", "height", "boxes": [[x, y,
     w, h, class, score], ...]}, in pixels of the upright image. A last line cut short is left out, and so are lines
     of other folders, unless none is of the folder `images`: then it was moved."""
     here, elsewhere = {}, {}

@@ -1,21 +1,18 @@
 """What one has without any training: GrabCut started from the box, scored as test.py scores masks.
 
     pip install opencv-python-headless
-    python tests/grabcut.py --dataroot datasets/butterflies --size 64
+    python -m benchmarks.grabcut --dataroot datasets/butterflies --size 64
 
 For this comparison only; nothing else uses OpenCV.
 """
 import argparse
-import os
-import sys
 
 import cv2
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import evaluation  # noqa: E402 - the path comes first
-import metrics  # noqa: E402
-from data import Crops, to_image  # noqa: E402
+from data import Crops, to_image
+from evaluation import evaluate as evaluation
+from evaluation import mask_scores as metrics
 
 
 def grabcut(image, box, iterations=5):

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from crops import Job, box_in_crop, cut, cut_mask, open_photo
-from pixels import save_png
-from sources import UNREADABLE
+from crops.annotations import UNREADABLE
+from crops.rules import Job, box_in_crop, cut, cut_mask, open_photo
+from images import save_png
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")

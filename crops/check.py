@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from crops import clamp, name_hash, open_photo, overlaps
-from dataroot import FOLDERS, JOURNAL, SPLITS, in_parallel, read_index
-from sources import EXTENSIONS, UNREADABLE, Photo
+from crops.annotations import EXTENSIONS, UNREADABLE, Photo
+from crops.index import FOLDERS, JOURNAL, SPLITS, in_parallel, read_index
+from crops.rules import clamp, name_hash, open_photo, overlaps
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
 SHARPNESS, BRIGHTNESS = 0, 1  # columns of the statistics
