@@ -1,104 +1,62 @@
-"""Crops on disk, as the networks see them. `python prepare.py` makes them.
-
-Layout, for each split ("train", "test", "val" if wanted):
+"""Training pairs <x, y> from a folder of crops, which `python prepare.py` makes.
 
     DATAROOT/SPLIT/objects/STEM.png        x: an object in its surroundings
     DATAROOT/SPLIT/backgrounds/STEM.png    y: no object; unpaired
-    DATAROOT/SPLIT/masks/STEM.png          optional: the object's mask, white = object; for tests, mode supervised
+    DATAROOT/SPLIT/masks/STEM.png          optional: the object's mask, white = object; for tests, method supervised
     DATAROOT/SPLIT/crops.json              optional: each object's box in its crop, class, source
 
-Crops cut by other means need only the folders objects/ and backgrounds/.
+SPLIT is train, test and, to choose best.pt on, val. Crops cut by other means need only objects/ and backgrounds/.
 """
 import json
 import os
+import traceback
 from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import Dataset, Sampler
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from images import to_rgb
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from images import EXTENSIONS, OBJECT, VOID, UserError, list_images, open_image, open_mask, resize_mask, save_png
 
 
-def list_images(folder):
-    """{stem: path} of the image files in `folder`, sorted by name; empty if there is no such folder.
-
-    Hidden files are passed over. ValueError where two files have one stem.
-    """
-    if not os.path.isdir(folder):
-        return {}
-    names = sorted(n for n in os.listdir(folder) if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
+def by_stem(folder):
+    """{stem: path} of the image files in `folder`, sorted; {} without one. UserError where two have one stem."""
     images = {}
-    for name in names:
+    for name in list_images(folder):
         stem = os.path.splitext(name)[0]
         if stem in images:
-            raise ValueError(f"{images[stem]} and {name} have one name: names must differ before the extension")
+            raise UserError(f"{images[stem]} and {name} have one name: names must differ before the extension")
         images[stem] = os.path.join(folder, name)
     return images
-
-
-def open_image(path):
-    """The picture at `path` as a PIL image, RGB, upright. OSError, naming it, if it cannot be read as one."""
-    return _open(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
-
-
-def open_mask(path):
-    """The mask at `path` as a PIL image, L, 255 = object, 128 = void. OSError, naming it, if it is none."""
-    return _open(path, _to_mask)
-
-
-def _open(path, convert):
-    try:
-        with Image.open(path) as image:
-            return convert(image)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise OSError(f"cannot read the image {path} ({error}): replace or remove it") from error
-
-
-def _to_mask(image):
-    image = ImageOps.exif_transpose(image)
-    grey = image.mode in ("1", "L") or image.mode.startswith("I")
-    if not grey or image.has_transparency_data:
-        opaque = not image.has_transparency_data or image.convert("RGBA").getextrema()[3][0] == 255
-        image = to_rgb(image)
-        if not opaque or np.ptp(np.asarray(image), axis=2).max() > 16:  # JPEG's greys are coloured by as much
-            raise ValueError("a mask must be grey and opaque, with white for the object")
-        image = image.convert("L")
-    brightest, white = image.getextrema()[1], 65535 if image.mode[0] == "I" else 255
-    if 0 < brightest < white / 2:
-        raise ValueError(f"its brightest value is {brightest}: in a mask white, {white}, is object")
-    return to_rgb(image).convert("L")
 
 
 def load_image(path, size):
     """An image file, antialiased to size x size px -> (3, size, size) in [-1, 1]."""
     image = open_image(path)
     if image.size != (size, size):
-        image = image.resize((size, size), Image.BICUBIC)
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def load_mask(path, size):
-    """A mask file, antialiased to size x size px, then cut at ½ -> (1, size, size) of 0 and 1, 1 = object (void: 0)."""
-    mask = open_mask(path)
-    if mask.size != (size, size):
-        mask = mask.resize((size, size), Image.BILINEAR)
-    return (torch.from_numpy(np.array(mask))[None] > 128).float()  # 128 is void: neither object nor background
+    """A mask file, antialiased to size x size px -> (1, size, size) of 0, 1 = object, and ½ = void: neither."""
+    mask = np.asarray(open_mask(path))
+    if mask.shape != (size, size):
+        mask = resize_mask(mask, size)
+    return torch.from_numpy(np.where(mask == VOID, 0.5, mask == OBJECT).astype(np.float32))[None]
+
+
+def to_pixels(images):
+    """Images (N, 3, H, W) in [-1, 1] or masks (N, 1, H, W) in [0, 1] -> uint8 array (N, H, W, 3) or (N, H, W)."""
+    unit = images if images.shape[1] == 1 else (images + 1) / 2
+    pixels = (unit.detach().float().cpu().clamp(0, 1) * 255 + 0.5).byte()
+    return pixels[:, 0].numpy() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def save_image(path, image):
     """Write an image (3, H, W) in [-1, 1] or a mask (1, H, W) in [0, 1] as PNG."""
-    to_image(image).save(path)
-
-
-def to_image(image):
-    """(3, H, W) in [-1, 1] or (1, H, W) in [0, 1] -> PIL image of mode RGB or L."""
-    unit = image if len(image) == 1 else (image + 1) / 2
-    pixels = (unit.detach().cpu().clamp(0, 1) * 255 + 0.5).byte()
-    return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+    save_png(path, to_pixels(image[None])[0])
 
 
 class Crops:
@@ -106,28 +64,29 @@ class Crops:
 
     Args:
         dataroot, split: see the layout above.
-        size: px to which every picture is resized.
+        size: px to which every image is resized.
+        backgrounds: whether the split must have some; else they may be missing, and then are not read.
 
     Raises:
-        FileNotFoundError: no such folder, or no picture in it.
+        FileNotFoundError: no such folder, or no image in it. UserError: what is there cannot be used.
     """
 
-    def __init__(self, dataroot, split, size):
+    def __init__(self, dataroot, split, size, backgrounds=True):
         root = os.path.join(dataroot, split)
         if not os.path.isdir(root):
             raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/, and may hold test/; "
                                     "`python prepare.py --help` says how to make them")
         if os.path.exists(os.path.join(root, "unfinished.jsonl")):
-            raise ValueError(f"{root} is unfinished: repeat the `python prepare.py` command that was making it")
+            raise UserError(f"{root} is unfinished: repeat the `python prepare.py` command that was making it")
         self.root, self.size = root, size
-        self.objects = list_images(os.path.join(root, "objects"))
-        self.backgrounds = list_images(os.path.join(root, "backgrounds"))
-        masks = list_images(os.path.join(root, "masks"))
+        self.objects = by_stem(os.path.join(root, "objects"))
+        self.backgrounds = by_stem(os.path.join(root, "backgrounds"))
+        masks = by_stem(os.path.join(root, "masks"))
         self.masks = {stem: path for stem, path in masks.items() if stem in self.objects}
         if masks and not self.masks:
-            raise ValueError(f"no file in {os.path.join(root, 'masks')} has an object's name: masks are found by it")
-        for kind in ("objects", "backgrounds"):
-            if not getattr(self, kind):
+            raise UserError(f"no file in {os.path.join(root, 'masks')} has an object's name: masks are found by it")
+        for kind, images in {"objects": self.objects, "backgrounds": self.backgrounds}.items():
+            if not images and (backgrounds or kind == "objects"):
                 raise FileNotFoundError(f"no images in {os.path.join(root, kind)}: expected "
                                         f"{', '.join(EXTENSIONS)}; `python prepare.py --help` says how to make them")
         self.stems, self.background_stems = list(self.objects), list(self.backgrounds)
@@ -145,10 +104,10 @@ class Crops:
             boxed = {k: r for k, r in written["objects"].items() if rules[r.get("origin", 0)] and len(r["box"]) == 4}
             return boxed, rules
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a crops file ({error!r}): make the set anew, or remove it") from error
+            raise UserError(f"{path} is not a crops file ({error!r}): make the set anew, or remove it") from error
 
     def box(self, stem):
-        """The object's box in its crop, (4,): left, top, width, height in fractions; the whole crop if unknown."""
+        """The object's box in its crop, (4,): left, top, width, height in fractions; the whole crop where unknown."""
         record = self.records.get(stem)
         if record is None:
             return torch.tensor([0.0, 0.0, 1.0, 1.0])
@@ -163,7 +122,7 @@ class Crops:
         return load_image(self.backgrounds[stem], self.size)
 
     def mask(self, stem):
-        """The true mask of `stem`, (1, size, size) of 0 and 1, 1 = object; None if there is none."""
+        """The true mask of `stem`, as of `load_mask`; None if there is none."""
         return load_mask(self.masks[stem], self.size) if stem in self.masks else None
 
 
@@ -177,36 +136,40 @@ class UnpairedCrops(Dataset):
         crops: a `Crops`.
         seed: of the orders and the flips.
         flip: whether to flip.
-        masks: also give true masks; only objects that have one are drawn. ValueError if none has.
+        masks: also give true masks; only objects that have one are drawn. UserError if none has.
     """
 
     def __init__(self, crops, seed=0, flip=True, masks=False):
         self.crops, self.seed, self.flip, self.masks = crops, seed, flip, masks
         self.objects = [s for s in crops.stems if s in crops.masks] if masks else crops.stems
         if not self.objects:
-            raise ValueError(f"mode supervised needs masks, and {os.path.join(crops.root, 'masks')} holds none "
-                             "of the objects': add them, or train another mode")
+            raise UserError(f"this method learns from masks, and {os.path.join(crops.root, 'masks')} holds none "
+                            "of the objects': add them, or train another method")
 
     def __getitem__(self, n):
-        """Draw n >= 0 -> {"x", "y": (3, S, S) in [-1, 1], "box": (4,) fractions, "mask": (1, S, S) if asked for}."""
+        """Draw n >= 0 -> {"x", "y": (3, S, S) in [-1, 1], "box": (4,) fractions, "mask": as of `load_mask`, if asked
+        for}; no "y" where there are no backgrounds."""
         stem = self._pick(0, n, self.objects)
         x, box = self.crops.object(stem), self.crops.box(stem)
-        y = self.crops.background(self._pick(1, n, self.crops.background_stems))
-        mask = self.crops.mask(stem) if self.masks else None
         flip_x, flip_y = np.random.default_rng([self.seed, 2, n]).random(2) < 0.5
         if self.flip and flip_x:
             x = x.flip(-1)
             box = torch.stack([1 - box[0] - box[2], *box[1:]])
-            mask = mask.flip(-1) if self.masks else None
-        if self.flip and flip_y:
-            y = y.flip(-1)
-        draw = {"x": x, "y": y, "box": box}
-        return draw | {"mask": mask} if self.masks else draw
+        draw = {"x": x, "box": box}
+        if self.crops.background_stems:
+            y = self.crops.background(self._pick(1, n, self.crops.background_stems))
+            draw["y"] = y.flip(-1) if self.flip and flip_y else y
+        if self.masks:
+            mask = self.crops.mask(stem)
+            draw["mask"] = mask.flip(-1) if self.flip and flip_x else mask
+        return draw
 
     def files(self, n):
-        """The pictures of draw n: paths of object and background."""
-        stems = self._pick(0, n, self.objects), self._pick(1, n, self.crops.background_stems)
-        return self.crops.objects[stems[0]], self.crops.backgrounds[stems[1]]
+        """Paths of the images of draw n: the object's and, where there are backgrounds, the background's."""
+        paths = [self.crops.objects[self._pick(0, n, self.objects)]]
+        if self.crops.background_stems:
+            paths.append(self.crops.backgrounds[self._pick(1, n, self.crops.background_stems)])
+        return paths
 
     def _pick(self, stream, n, stems):
         epoch, place = divmod(n, len(stems))
@@ -221,12 +184,12 @@ class StepSampler(Sampler):
     """Batches of draw numbers for steps start..stop-1: step t takes draws t·batch_size to (t+1)·batch_size - 1.
 
     So a resumed run draws what an uninterrupted one would have drawn, with any number of workers. Of `count` processes,
-    number `rank` takes its equal part of each batch. ValueError if `batch_size` does not divide by `count`.
+    number `rank` takes its equal part of each batch. UserError if `batch_size` does not divide by `count`.
     """
 
     def __init__(self, start, stop, batch_size, rank=0, count=1):
         if batch_size % count:
-            raise ValueError(f"--batch_size must divide by the number of processes, {count}, got {batch_size}")
+            raise UserError(f"--batch_size must divide by the number of processes, {count}, got {batch_size}")
         self.start, self.stop, self.batch_size = start, stop, batch_size
         self.part = range(rank * batch_size // count, (rank + 1) * batch_size // count)
 
@@ -236,3 +199,39 @@ class StepSampler(Sampler):
     def __iter__(self):
         for step in range(self.start, self.stop):
             yield [step * self.batch_size + i for i in self.part]
+
+
+class Told(Dataset):
+    """The draws of `dataset`, or the OSError that one met: raised in a loading process it would lose its message."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitems__(self, numbers):
+        try:
+            return default_collate([self.dataset[n] for n in numbers])
+        except OSError as error:
+            return error
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def batches(dataset, sampler, device="cpu", num_workers=0, worker_init_fn=None):
+    """The `sampler`'s batches of an `UnpairedCrops`: {name: (N, ...) tensor on `device`}.
+
+    Raises OSError where an image cannot be read.
+    """
+    device = torch.device(device)
+    loader = DataLoader(Told(dataset), batch_sampler=sampler, num_workers=num_workers, worker_init_fn=worker_init_fn,
+                        collate_fn=_as_it_is, pin_memory=device.type == "cuda", generator=torch.Generator())
+    try:
+        for batch in loader:
+            if isinstance(batch, OSError):
+                raise batch
+            yield {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    except Exception as error:
+        # its frames hold the loading processes, which no signal ends: this process would wait for them for ever
+        traceback.clear_frames(error.__traceback__)
+        raise

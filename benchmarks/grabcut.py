@@ -10,7 +10,7 @@ import argparse
 import cv2
 import numpy as np
 
-from data import Crops, to_image
+from data import Crops, to_pixels
 from evaluation import evaluate as evaluation
 from evaluation import mask_scores as metrics
 
@@ -35,7 +35,7 @@ def main():
     for stem in crops.stems:
         truth, box = evaluation.read_truth(crops, stem), evaluation.read_box(crops, stem).numpy()
         if truth is not None and np.isfinite(box).all():
-            mask = grabcut(np.array(to_image(crops.object(stem))), (box * args.size).round().astype(int).tolist())
+            mask = grabcut(to_pixels(crops.object(stem)[None])[0], (box * args.size).round().astype(int).tolist())
             scores.append(metrics.score(mask, truth)["iou"])
     low, high = metrics.bootstrap(np.array(scores)[:, None])[0]
     print(f"GrabCut from the box, {args.size} px, {len(scores)} objects: "

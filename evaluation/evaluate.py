@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data import list_images, open_mask
+from data import by_stem, open_mask
 from evaluation import image_scores as quality
 from evaluation import mask_scores as metrics
 from images import save_png
@@ -22,9 +22,6 @@ KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  
 SCORES = ("d_obj_z", "d_obj_y_hat", "d_bg_x_hat", "d_bg_y_hat2")
 FILLS = ("G_inp", "diffusion", "mean_colour")
 MEASURES = ("psnr", "ssim", "mae")
-# a grey level of a mask file as what it means: void, or which side of the middle it is on
-LEVELS = np.where(np.arange(256) > metrics.VOID, metrics.OBJECT, 0).astype(np.uint8)
-LEVELS[metrics.VOID] = metrics.VOID
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
 
 
@@ -74,12 +71,12 @@ def read_truth(crops, stem):
 
 
 def _read_mask(path):
-    return LEVELS[np.asarray(open_mask(path))]
+    return np.asarray(open_mask(path))
 
 
 def resolution(crops):
     """What the true masks are compared at: "source", or "crop" where no annotated mask is at hand, or "mixed"."""
-    with_source = set(list_images(os.path.join(crops.root, "masks_source"))) & set(crops.records)
+    with_source = set(by_stem(os.path.join(crops.root, "masks_source"))) & set(crops.records)
     known = {stem in with_source for stem in crops.stems if stem in with_source or stem in crops.masks}
     return {frozenset([True]): "source", frozenset([True, False]): "mixed"}.get(frozenset(known), "crop")
 
@@ -91,7 +88,7 @@ def fit_mean_mask(crops, pool):
     stems = stems[:: math.ceil(len(stems) / MEAN_MASK_SAMPLE)] if stems else []
     if not stems:
         return None, 0
-    return metrics.mean_mask(torch.stack(list(pool.map(lambda stem: crops.mask(stem).bool(), stems)))), len(stems)
+    return metrics.mean_mask(torch.stack(list(pool.map(lambda stem: crops.mask(stem) == 1, stems)))), len(stems)
 
 
 # --- the networks ---
@@ -246,7 +243,7 @@ def run_batch(model, examples, device, seed=0, feature_net=None):
     hole = box_mask(box, *x.shape[-2:]).round()
     for i, e in enumerate(examples):
         if e.mask is not None:
-            hole[i] = e.mask
+            hole[i] = e.mask == 1
     hole = hole.to(device)
     images, scores = run_networks(model, x, y, box.to(device), hole, seed)
     figures = scores | measure_images(x, y, hole, images)

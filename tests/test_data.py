@@ -246,7 +246,7 @@ def test_supervised_needs_masks(dataroot):
     del crops.masks[crops.stems[0]]
     assert UnpairedCrops(crops, masks=True).objects == crops.stems[1:]
     crops.masks = {}
-    with pytest.raises(ValueError, match="mode supervised needs masks"):
+    with pytest.raises(ValueError, match="this method learns from masks"):
         UnpairedCrops(crops, masks=True)
 
 

@@ -314,7 +314,7 @@ def test_damaged_annotations_are_one_line_or_right_crops(tmp_path, count, capsys
             assert err.strip().splitlines()[-1].startswith("prepare.py: error: ")
             refused += 1
         elif (out / "train" / "objects").is_dir():
-            for path in data.list_images(out / "train" / "objects").values():
+            for path in data.by_stem(out / "train" / "objects").values():
                 assert open_image(path).size == (32, 32)
     print(f"\n{refused} of {count} damaged annotation files refused")
     assert refused > count / 4
@@ -360,7 +360,7 @@ def test_a_picture_that_vanishes_is_named(start, tmp_path, capsys):
     demo.write_demo(root, counts={"train": {"objects": 4, "backgrounds": 4}})
     crops = data.Crops(root, "train", 16)
     os.remove(root / "train" / "objects" / "00002.png")
-    with pytest.raises(OSError, match="cannot read the image .*00002.png .*No such file"):
+    with pytest.raises(OSError, match="no image .*00002.png"):
         [data.UnpairedCrops(crops)[n] for n in range(4)]
 
 

@@ -1,0 +1,142 @@
+"""What all commands share: types of options, defaults in help, the device, and one line for what goes wrong.
+
+    parser = make_parser("prepare.py", "Crops from photographs.")
+    parser.add_argument("--size", type=whole(1), default=128, help="side of the images, px")   # shown as [128]
+
+    def run(argv): ...                                     # raises UserError or OSError
+    sys.exit(command("prepare.py", run, argv))
+
+torch is imported where it is needed, so that `--help` need not wait for it.
+"""
+import argparse
+import math
+import os
+import sys
+
+from images import UserError
+
+
+class Help(argparse.HelpFormatter):
+    """Shows an option's default as [VALUE], where there is one to show and the help does not end so already."""
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, (), argparse.SUPPRESS) and action.option_strings
+        return f"{action.help} [%(default)s]" if shown and not action.help.endswith("]") else action.help
+
+
+def make_parser(prog, description, **more):
+    """An `argparse.ArgumentParser` with defaults in its help and without abbreviated options."""
+    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Help, **more)
+
+
+def add_command(commands, name, text):
+    """A sub-command's parser, like those of `make_parser`. commands: of `add_subparsers`."""
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help)
+
+
+# --- types of options ---
+
+
+def whole(low=0, high=None):
+    """An int from `low` to `high`."""
+    return _bounded(int, "a whole number", low, math.inf if high is None else high)
+
+
+def number(low=-math.inf, high=math.inf):
+    """A finite float from `low` to `high`."""
+    return _bounded(float, "a number", low, high)
+
+
+def _bounded(kind, what, low, high):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * (high < math.inf)
+            raise argparse.ArgumentTypeError(f"must be {what}{limits}, got {text!r}")
+        return value
+    return parse
+
+
+def numbers(*counts):
+    """So many numbers, separated by commas, as a tuple of floats."""
+    def parse(text):
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) not in counts or not all(map(math.isfinite, values)):
+            expected = " or ".join(map(str, counts))
+            raise argparse.ArgumentTypeError(f"must be {expected} numbers separated by commas, got {text!r}")
+        return values
+    return parse
+
+
+def names(text):
+    """Names separated by commas, as a tuple."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def plain_name(text):
+    """The name of a run: one folder, not a path."""
+    if text in ("", ".", "..") or os.path.basename(text) != text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"must be a plain folder name, got {text!r}")
+    return text
+
+
+# --- options that several commands have ---
+
+
+def add_gpu(add):
+    add("--gpu", type=whole(-1), help="number of the GPU, -1 = CPU [the first GPU if there is one]")
+
+
+def add_trained(add):
+    """Which trained model: --name, --checkpoint, --checkpoints_dir; `checkpoint_path` of them is its file."""
+    add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
+    add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
+    add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
+
+
+def checkpoint_path(args):
+    return os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
+
+
+def pick_device(gpu=None):
+    """The torch device of a GPU's number; -1 = the CPU, None = the first GPU if there is one. UserError if absent."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if gpu is None:
+        return torch.device("cuda:0" if found else "cpu")
+    if not -1 <= gpu < found:
+        raise UserError(f"--gpu {gpu}: this machine has {found} CUDA GPUs; -1 is the CPU")
+    return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
+
+
+# --- a command ---
+
+
+def command(prog, run, argv=None, stopped="stopped"):
+    """`run(argv)` as the command `prog`: returns the exit code, that of `run` or 0.
+
+    A `UserError`, and what the system refuses (OSError, a full GPU), become one line on stderr and exit code 2; Ctrl-C
+    becomes the line `stopped` and 130. Whatever else is raised is a mistake of ours and keeps its traceback.
+    """
+    try:
+        return run(sys.argv[1:] if argv is None else argv) or 0
+    except (UserError, OSError) as error:
+        message = error
+    except KeyboardInterrupt:
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return 2
