@@ -1,10 +1,20 @@
-"""The losses of SEIGAN, one pure function per equation (§3.2-3.4), and the pool for experience replay.
+"""The losses of SEIGAN, one pure function per equation (§3.1-3.4), and what a training step does with them.
 
-Arguments are tensors, results are scalar tensors; every reduction is a mean. Weights (the λs) and
-`.backward()` belong to the caller. This file needs torch only and can be copied out alone.
+In this order: the coarse paste and the losses; what discriminators see (augmentation, the pool for experience replay);
+the update of an optimiser; figures that show a collapsed mask. Losses are scalar tensors, every reduction is a mean.
+Weights (the λs) belong to the caller. This file needs torch only and can be copied out alone.
 """
+import math
+
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+
+def paste(x, y, m):
+    """Coarse paste z = m*x + (1-m)*y (§3.1). x, y (N, 3, H, W) in [-1, 1]; m (N, 1, H, W) in [0, 1], 1 = object."""
+    return m * x + (1 - m) * y
+
 
 # --- adversarial terms: least squares GAN (§3.2, §3.3) ---
 
@@ -47,18 +57,18 @@ def gram(features):
         return f @ f.transpose(1, 2) / (c * h * w)
 
 
-def texture(features, target_features):
-    """l_bg_texture = |Gram(VGG_1(y)) - Gram(VGG_1(ŷ̂))|, averaged over layers.
+def texture(features, target_features, layers):
+    """l_bg_texture = |Gram(VGG_1(y)) - Gram(VGG_1(ŷ̂))|, averaged over `layers`.
 
-    Both arguments: {layer: (N, C, H, W)} with the same keys, e.g. of `networks.VGG19Features`.
+    Features: {layer: (N, C, H, W)}, e.g. of `networks.VGG19Features`.
     """
-    terms = [mae(gram(features[k]), gram(target_features[k])) for k in features]
+    terms = [mae(gram(features[k]), gram(target_features[k])) for k in layers]
     return torch.stack(terms).mean()
 
 
-def perceptual(features, target_features):
-    """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over layers. Arguments as for `texture`."""
-    terms = [mae(features[k], target_features[k]) for k in features]
+def perceptual(features, target_features, layers):
+    """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over `layers`. Arguments as for `texture`."""
+    terms = [mae(features[k], target_features[k]) for k in layers]
     return torch.stack(terms).mean()
 
 
@@ -70,12 +80,36 @@ def _full_precision(features):
 
 
 def cross_entropy(m, mask):
-    """Binary cross-entropy of masks m (N, 1, H, W) in [0, 1] against true ones, 1 = object, for mode supervised."""
+    """Binary cross-entropy of masks m (N, 1, H, W) in [0, 1] against true ones: 1 = object, 0 = background, ½ = void,
+    which does not count."""
+    known = (mask != 0.5).to(m)
     with torch.autocast(m.device.type, enabled=False):  # which refuses it
-        return F.binary_cross_entropy(m, mask)
+        return F.binary_cross_entropy(m, mask, known, reduction="sum") / known.sum().clamp(min=1)
 
 
-# --- experience replay (§3.4) ---
+# --- what discriminators see: augmentation, experience replay (§3.4) ---
+
+
+def augment(images, rng=None):
+    """Differentiable augmentation of what a discriminator sees, real or fake (Zhao et al., arXiv 2006.10738).
+
+    Each image has its own brightness, saturation, contrast, and shift by up to an eighth of its sides.
+    images: (N, 3, H, W) in [-1, 1] -> (N, 3, H, W), a little beyond [-1, 1]; rng: torch.Generator on their device.
+    """
+    n, _, height, width = images.shape
+    draw = torch.rand((5, n, 1, 1, 1), generator=rng, device=images.device, dtype=images.dtype)
+    images = images + draw[0] - 0.5
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * 2 * draw[1]
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * (0.5 + draw[2])
+
+    down, right = height // 8, width // 8
+    padded = F.pad(images, (right, right, down, down))  # 0 is mid-grey
+    rows = (draw[3] * (2 * down + 1)).long() + torch.arange(height, device=images.device).view(-1, 1)
+    cols = (draw[4] * (2 * right + 1)).long() + torch.arange(width, device=images.device)
+    image, channel = (torch.arange(k, device=images.device) for k in images.shape[:2])
+    return padded[image.view(-1, 1, 1, 1), channel.view(-1, 1, 1), rows, cols]
 
 
 class ReplayPool:
@@ -130,3 +164,54 @@ class ReplayPool:
             self.images = images.new_empty((self.size, *images.shape[1:]))
             self.images[: self.count] = images
         self.rng.set_state(state["rng"].cpu())
+
+
+# --- an update ---
+
+
+def adam(rates, beta1):
+    """Adam for {module: learning rate}, whose groups keep that rate as "initial_lr"."""
+    groups = [{"params": [*module.parameters()], "lr": lr, "initial_lr": lr} for module, lr in rates.items()]
+    return torch.optim.Adam(groups, betas=(beta1, 0.999), fused=True)
+
+
+def update(optimizer, loss, share=lambda parameters: None):
+    """`loss.backward()` and, unless a gradient is not finite, `optimizer.step()`. Returns whether it was.
+
+    share: see `Trainer`.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    share(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf)  # which clips nothing
+    if torch.isfinite(norm):
+        optimizer.step()
+    return bool(torch.isfinite(norm))
+
+
+@torch.no_grad()
+def average(averaged, network, step, ema):
+    """Move the averaged weights on to those after `step`. Weights count as a power of their step (Karras et al., arXiv
+    2312.02696, §3.1), so that runs of any length are averaged alike and the first weights are soon forgotten."""
+    rate = 1 - (1 - 1 / step) ** (1 / ema - 1)
+    for a, p in zip(averaged.parameters(), network.parameters(), strict=True):
+        a.lerp_(p, rate)
+
+
+# --- collapsed masks ---
+
+
+def mask_figures(m, allowed):
+    """What shows a collapsed mask: {name: scalar tensor}.
+
+    m: (N, 1, H, W) in [0, 1], 1 = object; allowed: likewise, the pixels that a mask may take.
+
+    mask_area: mean of m. Of the allowed pixels, mask_fill: the share at ½ or more; mask_contrast: mean 2·|m - ½|, 1 =
+    all values 0 or 1; mask_spread: mean standard deviation of a pixel over the batch (NaN for one picture).
+    """
+    weight = allowed / allowed.sum().clamp(min=1)
+    spread = m.std(0) if len(m) > 1 else m.new_full(m.shape[1:], math.nan)
+    return {"mask_area": m.mean(), "mask_contrast": (weight * 2 * (m - 0.5).abs()).sum(),
+            "mask_fill": (m >= 0.5).sum() / (allowed >= 0.5).sum().clamp(min=1),
+            "mask_spread": (weight.sum(0) * spread).sum()}

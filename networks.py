@@ -38,6 +38,29 @@ def pad_to_multiple(image, multiple):
     return F.pad(image, (0, right, 0, bottom), mode=mode)
 
 
+def box_mask(box, height, width, grow=1.0):
+    """The area of a box as a mask: the share of each pixel that it covers.
+
+    Args:
+        box: (N, 4) left, top, width, height in fractions of the image.
+        grow: factor on width and height, about the box's centre; 0 = everything is inside.
+
+    Returns:
+        (N, 1, height, width) in [0, 1], 1 = inside.
+    """
+    if not grow:
+        return torch.ones(len(box), 1, height, width, device=box.device)
+    left, top, w, h = box.double().unbind(1)
+
+    def coverage(start, extent, pixels):
+        lo = (start + extent * (1 - grow) / 2) * pixels
+        hi = lo + extent * grow * pixels
+        i = torch.arange(pixels, device=box.device, dtype=torch.double)
+        return (torch.minimum(i + 1, hi[:, None]) - torch.maximum(i, lo[:, None])).clamp(0, 1)
+
+    return (coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]).float()
+
+
 class ResidualBlock(nn.Module):
     """h + conv(relu(conv(h))) with 3x3 convolutions and reflection padding, as in CycleGAN's ResNet."""
 
@@ -221,32 +244,24 @@ class VGG19Features(nn.Module):
     VGG2 = (25, 28, 30, 32, 34)
 
     def __init__(self, taps, state):
-        from torchvision.models.vgg import cfgs, make_layers  # here: the one thing that needs torchvision
+        from torchvision.models.feature_extraction import create_feature_extractor  # here: all that needs torchvision
+        from torchvision.models.vgg import cfgs, make_layers
 
         super().__init__()
-        self.taps = tuple(sorted(taps))
-        features = make_layers(cfgs["E"], batch_norm=False)[: self.taps[-1] + 2]
-        needed = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+        self.features = create_feature_extractor(make_layers(cfgs["E"]).eval(), {str(i + 1): str(i) for i in taps})
+        needed = {f"features.{name}": tensor for name, tensor in self.features.state_dict().items()}
         for name, tensor in needed.items():
             if name not in state:
-                raise ValueError(f"the VGG-19 weights hold no {name}, which layer {self.taps[-1]} needs")
+                raise ValueError(f"the VGG-19 weights hold no {name}, which layer {max(taps)} needs")
             if state[name].shape != tensor.shape:
                 raise ValueError(f"{name} of the VGG-19 weights has shape {tuple(state[name].shape)}, "
                                  f"not torchvision's {tuple(tensor.shape)}")
-        features.load_state_dict({name.removeprefix("features."): state[name] for name in needed})
-        for layer in features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # torchvision's is in place and would overwrite a tapped tensor
-        self.features = features.requires_grad_(False).eval()
+        self.features.load_state_dict({name.removeprefix("features."): state[name] for name in needed})
+        self.features.requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def forward(self, image):
         """image (N, 3, H, W) in [-1, 1] -> {index: (N, C, H', W')}, one entry a tap."""
-        h = ((image + 1) / 2 - self.mean) / self.std
-        features = {}
-        for i, layer in enumerate(self.features):
-            h = layer(h)
-            if i - 1 in self.taps:
-                features[i - 1] = h
-        return features
+        features = self.features(((image + 1) / 2 - self.mean) / self.std)
+        return {int(i): h for i, h in features.items()}

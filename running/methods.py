@@ -1,0 +1,41 @@
+"""The methods that `python train.py --method NAME` trains, and what a method must have.
+
+A method is a module, with no base class:
+
+    OPTIONS     {name: (default, least value or None, help)}, its own options; False is a switch
+    NEEDS       what training crops must have beside objects: of "backgrounds", "masks"
+    problem(args) -> str | None
+                what contradicts itself in the options, in one line
+    build(args, crops, device, rank=0) -> trainer
+                a new model and its trainer: args, the options; crops, the training `data.Crops`; rank, the number of
+                this process among several: noise depends on it, weights (from torch's global seed) do not
+    Model       its class. Model(**config), with `config` plain values, has
+        config, size, box       size: px of the training images; box: tensor (4,), an image's box where none is given
+        segment(x, box=None) -> m
+        pictures(x, y, box=None, seed=0) -> {name: images}
+                                what it makes of (N, 3, H, W) x and y (None where the data have no backgrounds):
+                                "mask" and whatever else is worth showing, in the order of the page
+        scores(pictures) -> {name: (N,)}            where it has discriminators
+        enhance(z, seed), inpaint(cut, seed)        where it can; photo.py and the figures of fills use them
+        from_state(state)       class method: the model of a checkpoint, ready for inference
+                                A member that a model does not have is None or absent.
+
+A trainer has
+
+    step        updates done so far
+    model, averaged     the model that is trained, and the one that tests use (its running average, or itself)
+    share       to be set where several processes train: called with the parameters after each backward pass
+    train_step(batch, lr_factor) -> {name: detached scalar tensor}
+                batch: of `data.UnpairedCrops`; the terms, the figures of `losses.mask_figures`, and "skipped", 1 where
+                a step was not applied because a gradient was not finite
+    state_dict(), load_state_dict(state)
+                plain containers with "step", "networks" and "averaged" ({network: state dict}) and what else it needs
+"""
+from importlib import import_module
+
+METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised"}
+
+
+def load(name):
+    """The module of the method called `name`, one of METHODS."""
+    return import_module(METHODS[name])
