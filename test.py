@@ -5,13 +5,11 @@
     python test.py --name dogs --frechet_weights inception_v3     # downloads torchvision's weights
 
 Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, best_median_worst.png (four each, by
-IoU), and a folder of PNGs each for x, y, what the method makes of them (SEIGAN: mask, z, y_hat, x_hat, m_hat, x_hat2,
-y_hat2), and truth. Masks are compared at the crops' source resolution, beside the full mask, the box and the best fixed
-mask.
+IoU), and a folder of PNGs each for x, y, what the method makes of them, such as mask, z, y_hat, x_hat, and truth. Masks
+are compared at the crops' source resolution, beside the full mask, the box and the best fixed mask.
 """
 import csv
 import io
-import json
 import math
 import os
 import sys
@@ -31,7 +29,7 @@ from running.checkpoint import build_model, load_checkpoint
 from running.options import add_gpu, add_trained, checkpoint_path, command, make_parser, pick_device, whole
 
 FILES = ("metrics.json", "per_image.csv", "contact_sheet.png", "best_median_worst.png", "index.html")
-UNFINISHED = ".unfinished"  # marks a folder whose evaluation was stopped; names the folders of images in it
+IMAGES = ".images"  # marks a folder as one of ours, finished or not, and names the folders of images in it
 
 
 def get_args_parser():
@@ -82,51 +80,54 @@ def run(argv):
         **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None}
     write_sheets(folder, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
-    write(folder, figures, rows, charts.read_log(os.path.join(args.checkpoints_dir, args.name, "log.jsonl")))
-    os.remove(os.path.join(folder, UNFINISHED))
+    write_rows(os.path.join(folder, "per_image.csv"), rows)
+    page.write_json(os.path.join(folder, "metrics.json"), figures)
+    page.write_index(folder, figures, rows, charts.read_log(os.path.join(os.path.dirname(path), "log.jsonl")))
     print(table(figures))
     print(f"{len(rows)} images in {time.perf_counter() - started:.1f} s; see {os.path.join(folder, 'index.html')}")
 
 
 def clear(folder):
     """Remove an earlier evaluation, finished or not, so that nothing of other data stays beside the new one."""
-    marker, figures = Path(folder, UNFINISHED), Path(folder, "metrics.json")
-    kinds = marker.read_text(encoding="utf-8").splitlines() if marker.exists() else []
-    ours = marker.exists() or figures.exists()
-    if figures.exists():
-        kinds += json.loads(figures.read_text(encoding="utf-8")).get("kinds", [])
+    marker = Path(folder, IMAGES)
+    if marker.exists():
+        kinds = marker.read_text(encoding="utf-8").splitlines()
+        for path in [Path(folder, name) for name in FILES] + [p for k in kinds for p in Path(folder, k).glob("*.png")]:
+            path.unlink(missing_ok=True)
     os.makedirs(folder, exist_ok=True)
-    marker.write_text("\n".join(kinds), encoding="utf-8")
-    for path in [Path(folder, name) for name in FILES] + [p for kind in kinds for p in Path(folder, kind).glob("*.png")]:
-        if ours and path.is_file():
-            path.unlink()
+    marker.touch()
 
 
 def fit_fixed(dataroot, size, threads):
     """The mean training mask and the number of masks it comes from; None, 0 where the data have none."""
-    if not os.path.isdir(os.path.join(dataroot, "train", "masks")):
-        return None, 0
-    return fit_mean_mask(Crops(dataroot, "train", size, backgrounds=False), threads)
+    known = os.path.isdir(os.path.join(dataroot, "train", "masks"))
+    return fit_mean_mask(Crops(dataroot, "train", size, backgrounds=False), threads) if known else (None, 0)
 
 
 def collect(records, folder=None):
-    """Rows, kinds of images, features and images for the sheets (0.3 MB each at 128 px) of `evaluate`'s records.
+    """Rows, kinds of images, features, and the images for the sheets, 0.3 MB each at 128 px, of `evaluate`'s records.
 
     folder: where images go, as KIND/STEM.png; None = nowhere.
     """
     rows, kinds, features, shown = [], [], [], {}
     for record in records:
-        for kind in record.pictures.keys() - set(kinds) if folder else ():
-            os.makedirs(os.path.join(folder, kind), exist_ok=True)
-            with open(os.path.join(folder, UNFINISHED), "a", encoding="utf-8") as f:
-                print(f"\n{kind}", file=f)
+        if folder:
+            save(folder, record, [kind for kind in record.pictures if kind not in kinds])
         kinds = page.in_order([*kinds, *record.pictures])
-        for kind, pixels in record.pictures.items() if folder else ():
-            save_png(os.path.join(folder, kind, f"{record.stem}.png"), pixels)
         rows.append(record.row)
         features.append(record.features)
-        shown[record.stem] = {k: pixels for k, pixels in record.pictures.items() if k not in page.CYCLE}
+        shown[record.stem] = {kind: image for kind, image in record.pictures.items() if kind not in page.CYCLE}
     return rows, kinds, features, shown
+
+
+def save(folder, record, new):
+    """Write the images of a record as KIND/STEM.png. new: the kinds that are the first of theirs."""
+    for kind in new:
+        os.makedirs(os.path.join(folder, kind), exist_ok=True)
+        with open(os.path.join(folder, IMAGES), "a", encoding="utf-8") as f:
+            print(kind, file=f)
+    for kind, image in record.pictures.items():
+        save_png(os.path.join(folder, kind, f"{record.stem}.png"), image)
 
 
 def write_sheets(folder, rows, shown, n_first):
@@ -138,24 +139,16 @@ def write_sheets(folder, rows, shown, n_first):
                            [f"{group}\nIoU {ious[stem]:.3f}" for stem, group in groups.items()])
 
 
-def write(folder, figures, rows, log):
-    """metrics.json, per_image.csv, index.html."""
-    with written_whole(os.path.join(folder, "metrics.json")) as file:
-        file.write(json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False).encode())
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_rows(path, rows):
+    """The rows as CSV, numbers to 6 digits."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows([[_cell(row.get(c, "")) for c in columns] for row in rows])
-    with written_whole(os.path.join(folder, "per_image.csv")) as file:
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
+                         for key, value in row.items()})
+    with written_whole(path) as file:
         file.write(text.getvalue().encode())
-    page.write_index(folder, figures, rows, log)
-
-
-def _cell(value):
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
 
 
 def table(figures):
@@ -164,19 +157,14 @@ def table(figures):
            f"{figures['n_images']} images have a true mask"
     if figures["iou"] is None:
         return f"{head}; no IoU without one"
-    intervals = figures["intervals"]
-
-    def line(label, value, interval):
-        ends = f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        return f"  {label:<12}" + ("    -" if value is None else f"{value:.3f}{ends}")
-
-    lines = [f"{head}; IoU at {figures['resolution']} resolution, 95 % intervals",
-             line(figures["method"], figures["iou"], intervals.get("iou"))]
-    lines += [line(name.replace("_", " "), value, intervals.get(name)) for name, value in figures["baselines"].items()]
+    lines = [f"{head}; IoU at {figures['resolution']} resolution, 95 % intervals"]
+    for name, value in {figures["method"]: figures["iou"], **figures["baselines"]}.items():
+        ends = figures["intervals"].get(name if name in figures["baselines"] else "iou")
+        lines.append(f"  {name.replace('_', ' '):<12}" + ("    -" if value is None else f"{value:.3f}")
+                     + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     lines.append(f"  mask area {figures['mask_area']:.3f}, true area {figures['true_area']:.3f}; "
                  f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}")
-    lines.append("  " + page.verdict(figures))
-    return "\n".join(lines)
+    return "\n".join([*lines, "  " + page.verdict(figures)])
 
 
 def main(argv=None):

@@ -57,13 +57,8 @@ def text(x, y, words, anchor="start", kind=""):
 
 
 def chart(title, lines, levels=(), span=None, width=480, height=270):
-    """An SVG line chart over training steps.
-
-    Args:
-        title: plain text.
-        lines: {label: (steps, values)}.
-        levels: (label, value) pairs, dashed horizontals.
-        span: (low, high) of the vertical axis; default that of the values.
+    """An SVG line chart over training steps: lines {label: (steps, values)}; levels, dashed horizontals, (label, value)
+    pairs; span (low, high) of the vertical axis, default that of the values.
     """
     lines = {label: thin(*line) for label, line in lines.items()}
     end = max(1, *(steps[-1] for steps, _ in lines.values()))

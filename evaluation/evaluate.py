@@ -27,24 +27,11 @@ FIGURES = (*MASKS, *mask_scores.BASELINES, "id_obj", "enh_change",
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
 
 
-class Pair(NamedTuple):
-    """One test pair <x, y>, as read."""
-
-    stem: str
-    background: str  # its stem, "" without one
-    x: torch.Tensor  # (3, S, S) in [-1, 1]
-    y: torch.Tensor | None  # (3, S, S) in [-1, 1]; None where the data have no backgrounds
-    box: torch.Tensor  # (4,) fractions of the crop; all of it where unknown
-    boxed: bool  # whether it is known
-    mask: torch.Tensor | None  # (1, S, S), 1 = object, 0, ½ = void
-    truth: mask_scores.Truth | None  # the same, at source resolution where the data have it
-
-
 class Record(NamedTuple):
     """What `evaluate` finds of one object."""
 
     stem: str
-    row: dict  # "stem", "background", FIGURES and COUNTS as far as known, NaN where there is none; the model's scores
+    row: dict  # "stem", "background", what there is of FIGURES and COUNTS, the model's scores; NaN = no value
     pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, what the model makes in its order, truth
     features: dict  # {kind: (D,) of a FeatureNet}
 
@@ -54,16 +41,10 @@ class Record(NamedTuple):
 
 def pair_up(crops, seed=0):
     """{stem: stem of its background, "" where there are none}: object i with number i mod n of a permutation of the n
-    backgrounds, so that all are used and neighbours by name, often from one photograph, do not meet."""
+    backgrounds, so that all are used, and neighbours by name, often of one photograph, meet by chance only."""
     order = np.random.default_rng(seed).permutation(len(crops.background_stems))
     return {stem: crops.background_stems[order[i % len(order)]] if len(order) else ""
             for i, stem in enumerate(crops.stems)}
-
-
-def read_pair(crops, stem, background):
-    """The `Pair` of these stems."""
-    return Pair(stem, background, crops.object(stem), crops.background(background) if background else None,
-                crops.box(stem), stem in crops.records, crops.mask(stem), read_truth(crops, stem))
 
 
 def read_truth(crops, stem):
@@ -108,31 +89,35 @@ def fit_mean_mask(crops, num_threads=1):
 
 
 @torch.inference_mode()
-def run_batch(model, pairs, device="cpu", fixed=None, feature_net=None, seed=0):
-    """The `Record` of each of `pairs`; arguments as for `evaluate`."""
-    x, box = (torch.stack([getattr(pair, name) for pair in pairs]).to(device) for name in ("x", "box"))
-    y = torch.stack([pair.y for pair in pairs]).to(device) if pairs[0].y is not None else None
+def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, seed=0):
+    """The `Record` of each of `pairs`, (stem, stem of its background); the rest as for `evaluate`."""
+    stems, others = zip(*pairs, strict=True)
+    x, box = (torch.stack([read(stem) for stem in stems]).to(device) for read in (crops.object, crops.box))
+    y = torch.stack([crops.background(other) for other in others]).to(device) if all(others) else None
+    true = [crops.mask(stem) for stem in stems]
+    hole = torch.stack([hole_in(crops, stem, mask) for stem, mask in zip(stems, true, strict=True)]).to(x)
     made = model.pictures(x, y, box, seed)
-    scores = model.scores(made) if getattr(model, "scores", None) else {}
+    columns = model.scores(made) if getattr(model, "scores", None) else {}
     columns = {name: values.double().tolist()
-               for name, values in (scores | measure(model, x, y, made, pairs, seed)).items()}
-    images = {"x": x} | ({} if y is None else {"y": y}) | made
-    pixels = {kind: to_pixels(batch) for kind, batch in images.items()}
-    masks, features = made["mask"][:, 0].float().cpu().numpy(), {}
+               for name, values in (columns | measure(model, x, y, made, hole, seed)).items()}
+    images, features = {"x": x} | ({} if y is None else {"y": y}) | made, {}
     if feature_net:
         features = {k: feature_net(images[k]).cpu().numpy() for k in ("x", "y", *FRECHET) if k in images}
-    records = []
-    for i, pair in enumerate(pairs):
-        truth = {} if pair.mask is None else {"truth": to_pixels(pair.mask[None])[0]}
-        records.append(Record(
-            pair.stem, _mask_row(pair, masks[i], fixed) | {name: values[i] for name, values in columns.items()},
-            {kind: batch[i] for kind, batch in pixels.items()} | truth, {kind: f[i] for kind, f in features.items()}))
+    pixels = {kind: to_pixels(batch) for kind, batch in images.items()}
+    masks, records = made["mask"][:, 0].float().cpu().numpy(), []
+    for i, (stem, other) in enumerate(pairs):
+        row = {"stem": stem, "background": other} | score_mask(crops, stem, masks[i], fixed)
+        pictures = {kind: batch[i] for kind, batch in pixels.items()}
+        if true[i] is not None:
+            pictures["truth"] = to_pixels(true[i][None])[0]
+        records.append(Record(stem, row | {name: values[i] for name, values in columns.items()}, pictures,
+                              {kind: batch[i] for kind, batch in features.items()}))
     return records
 
 
-def measure(model, x, y, made, pairs, seed=0):
-    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill holes in y; as far as the
-    model has such networks and there are images to try them on."""
+def measure(model, x, y, made, hole, seed=0):
+    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill the holes in y (N, 1, S, S);
+    as far as the model has such networks and there are images to try them on."""
     columns = {}
     if getattr(model, "enhance", None):
         columns["id_obj"] = (model.enhance(x, seed) - x).abs().mean((1, 2, 3))  # |G_enh(x) - x|
@@ -140,30 +125,29 @@ def measure(model, x, y, made, pairs, seed=0):
             columns["enh_change"] = (made["y_hat"] - made["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
     if y is None or not getattr(model, "inpaint", None):
         return columns
-    hole = torch.stack([hole_of(pair) for pair in pairs]).to(y)
     fills = {"G_inp": model.inpaint((1 - hole) * y, seed) * hole + y * (1 - hole),
              "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
     return columns | {f"{fill}_{name}": score(image, y, hole)
                       for fill, image in fills.items() for name, score in MEASURES.items()}
 
 
-def hole_of(pair):
-    """(1, S, S) of 0 and 1 = cut out of y: x's true mask, else its box, else nothing."""
-    if pair.mask is not None:
-        return (pair.mask == 1).float()
-    return box_mask(pair.box[None], *pair.x.shape[-2:])[0].round() * pair.boxed
+def hole_in(crops, stem, mask):
+    """What is cut out of the background of `stem`, (1, S, S) of 0 and 1: its true mask, else its box, else nothing."""
+    if mask is not None:
+        return (mask == 1).float()
+    return box_mask(crops.box(stem)[None], crops.size, crops.size)[0].round() * (stem in crops.records)
 
 
-def _mask_row(pair, mask, fixed):
-    """The figures of a mask (S, S) in [0, 1], as far as the truth of `pair` is known."""
-    row = {"stem": pair.stem, "background": pair.background, "mask_area": float((mask >= 0.5).mean())}
-    if pair.truth is None:
-        return row
-    row |= mask_scores.score(mask, pair.truth, pair.box.tolist() if pair.boxed else None, fixed)
-    tp, fp, fn, tn = counts = row.pop("counts").tolist()
+def score_mask(crops, stem, mask, fixed):
+    """The figures of a mask (S, S) in [0, 1] of `stem`, as far as the truth is known."""
+    truth = read_truth(crops, stem)
+    if truth is None:
+        return {"mask_area": float((mask >= 0.5).mean())}
+    figures = mask_scores.score(mask, truth, crops.box(stem).tolist() if stem in crops.records else None, fixed)
+    tp, fp, fn, tn = counts = figures.pop("counts").tolist()
     scored = max(sum(counts), 1)
-    return row | dict(zip(COUNTS, counts, strict=True)) | {"mask_area": (tp + fp) / scored,
-                                                          "true_area": (tp + fn) / scored}
+    return {"mask_area": (tp + fp) / scored, **figures, **dict(zip(COUNTS, counts, strict=True)),
+            "true_area": (tp + fn) / scored}
 
 
 # --- the loop ---
@@ -184,15 +168,14 @@ def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=Non
     batch_size = min(batch_size, math.ceil(len(pairs) / num_threads))  # few images are shared out too
 
     def work(start):
-        batch = [read_pair(crops, *pair) for pair in pairs[start : start + batch_size]]
-        return run_batch(model, batch, device, fixed, feature_net, seed)
+        return run_batch(model, crops, pairs[start : start + batch_size], device, fixed, feature_net, seed)
 
     for records in _in_threads(work, range(0, len(pairs), batch_size), num_threads):
         yield from records
 
 
 def _in_threads(work, items, num_threads):
-    """work(item) of each of `items`, in their order, by threads that share torch's cores; few of them wait in memory."""
+    """work(item) of each of `items`, in their order, by threads that share torch's cores; few wait in memory."""
     cores, waiting = torch.get_num_threads(), deque()
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(max(1, cores // num_threads),))
     try:
@@ -227,14 +210,10 @@ def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slic
             box = torch.stack([crops.box(stem) for stem in batch]).to(device)
             m = model.segment(x, box)[:, 0].float().cpu().numpy()
             for mask, truth in zip(m, truths, strict=True):
-                sums += *_iou_and_area(mask, truth), 1
+                soft = mask_scores.resample(mask, truth)
+                counts = mask_scores.count(soft >= 0.5, truth.mask == OBJECT, truth.scored)
+                sums += mask_scores.ratios(counts)["iou"], (counts[0] + counts[1]) / max(counts.sum(), 1), 1
     return sums.tolist()
-
-
-def _iou_and_area(mask, truth):
-    """IoU and area of a soft mask (S, S), cut at ½ at source resolution."""
-    counts = mask_scores.count(mask_scores.resample(mask, truth) >= 0.5, truth.mask == OBJECT, truth.scored)
-    return float(mask_scores.ratios(counts)["iou"]), (counts[0] + counts[1]) / max(counts.sum(), 1)
 
 
 # --- the summary ---
@@ -266,12 +245,10 @@ def summarise(rows, classes=None):
 
 
 def means(columns, scored=()):
-    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images.
+    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images: {name: mean}, {name:
+    [low, high]}; None without a value, and for an interval with fewer than two.
 
     scored: rows with counts, for one more column, "iou_pooled": all their pixels together.
-
-    Returns:
-        {name: mean}, {name: [low, high]}; None without a value, and for an interval with fewer than two.
     """
     values = np.array([*columns.values()], np.float64).T  # (N, K)
     there = ~np.isnan(values)
@@ -295,8 +272,8 @@ def means(columns, scored=()):
 def _per_class(scored, classes):
     groups, result = {}, {}
     for row in scored:
-        if row["stem"] in classes:
-            groups.setdefault(classes[row["stem"]], []).append(row)
+        groups.setdefault(classes.get(row["stem"]), []).append(row)
+    groups.pop(None, None)
     for name, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         values, intervals = means({k: [row[k] for row in group] for k in ("iou", "dice", "mean_mask")}, group)
         result[name] = {"n": len(group), **values, "interval": intervals["iou"]}
@@ -304,10 +281,7 @@ def _per_class(scored, classes):
 
 
 def frechet(features, feature_net):
-    """Fréchet distances of generated to real crops (see `FeatureNet.describe`); none where N < 2.
-
-    features: those of all records.
-    """
+    """Fréchet distances of generated to real crops, of the features of all records; none where N < 2."""
     table = {kind: np.stack([one[kind] for one in features]) for kind in features[0]}
     n, dimensions = table["x"].shape
     values = {f"{fake} to {real}": image_scores.frechet_distance(table[fake], table[real])

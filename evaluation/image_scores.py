@@ -35,8 +35,7 @@ def psnr(image, target, hole):
 
 
 def ssim(image, target, hole):
-    """Structural similarity of luminance (Wang et al. 2004) inside each hole, (N,). Windows at the rim of a hole
-    see what is around it."""
+    """Structural similarity of luminance (Wang et al. 2004) inside each hole, (N,). Windows at its rim see farther."""
     return _inside(ssim_map(image, target), hole)
 
 
@@ -126,12 +125,9 @@ def frechet_gaussian(mean_a, cov_a, mean_b, cov_b):
 class FeatureNet(torch.nn.Module):
     """Features of a torchvision classifier: its convolutional part, averaged over places.
 
-    Args:
-        weights: NAME, a torchvision model with its default weights (from torchvision's cache, else downloaded),
-            e.g. "inception_v3"; or NAME:FILE, the same network with a state dict of torchvision's names, which
-            for networks made of `features` may end early: then the layers it holds are used.
-
-    Raises UserError or FileNotFoundError for an unknown name, a network without a usable trunk, or a bad file.
+    weights: NAME, a torchvision model with its default weights (from torchvision's cache, else downloaded), e.g.
+    "inception_v3"; or NAME:FILE, the same network with a state dict of torchvision's names, which for networks made of
+    `features` may end early: then the layers it holds are used. UserError or FileNotFoundError where it is none.
     """
 
     def __init__(self, weights):

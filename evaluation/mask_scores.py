@@ -68,14 +68,8 @@ class Truth(NamedTuple):
 
 
 def resample(masks, truth):
-    """Soft masks over the crop, sampled bilinearly at the source pixels' centres; undoes the crop's stretch.
-
-    Args:
-        masks: (..., h, w) float, of any size, each over the whole of `truth.window`.
-
-    Returns:
-        (..., H, W) like `truth.mask`; beyond the centres of the outermost pixels their values go on.
-    """
+    """Soft masks (..., h, w) of any size over the crop, sampled bilinearly at the source pixels' centres: undoes the
+    crop's stretch -> (..., H, W) like `truth.mask`. Beyond the centres of the outermost pixels their values go on."""
     u, v = (torch.from_numpy(2 * centres - 1).float() for centres in truth.centres)
     grid = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1)[None]  # (1, H, W, 2)
     soft = torch.from_numpy(masks).reshape(1, -1, *masks.shape[-2:])
@@ -113,12 +107,8 @@ def ratios(counts):
 
 def boundary(mask):
     """Pixels of `mask` (H, W) bool with one of their four neighbours outside it; the frame's edge is no boundary."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    return mask & ~inner
+    p = np.pad(mask, 1, mode="edge")
+    return mask & ~(p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:])
 
 
 def dilate(mask, radius):
@@ -130,15 +120,11 @@ def dilate(mask, radius):
 
 
 def boundary_f(mask, truth, scored, tolerance=0.008):
-    """Boundary F-measure (Perazzi et al., DAVIS, 2016): how much of each outline lies near the other.
+    """Boundary F-measure (Perazzi et al., DAVIS, 2016), how much of each outline lies near the other: 2PR / (P + R); 1
+    where neither has an outline, 0 where only one has.
 
-    Args:
-        mask, truth, scored: (H, W) bool.
-        tolerance: largest distance, in fractions of the diagonal, rounded up to whole pixels. Deviation from
-            DAVIS: measured along the axes (squares), not as a disc.
-
-    Returns:
-        2PR / (P + R); 1 where neither has an outline, 0 where only one has.
+    mask, truth, scored: (H, W) bool; tolerance: largest distance, in fractions of the diagonal, rounded up to whole
+    pixels. Deviation from DAVIS: measured along the axes (squares), not as a disc.
     """
     radius = math.ceil(tolerance * math.hypot(*mask.shape))
     edge, true_edge = boundary(mask) & scored, boundary(truth) & scored
@@ -151,15 +137,11 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
 
 
 def score(mask, truth, box=None, fixed=None):
-    """Every figure of one crop's soft mask, and the IoU of the masks that need no model.
+    """Every figure of one crop's soft mask, and the IoU of the masks that need no model: {"counts": (4,), each of
+    RATIOS, "boundary_f", each of BASELINES}.
 
-    Args:
-        mask: (h, w) float32 in [0, 1] over the crop.
-        box: the object's, (4,) left, top, width, height in fractions of the crop; None gives NaN.
-        fixed: the mean mask (h, w) of 0 and 1, resized like a prediction; None gives NaN.
-
-    Returns:
-        {"counts": (4,), each of RATIOS, "boundary_f", each of BASELINES}.
+    mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
+    crop; fixed: the mean mask (h, w) of 0 and 1, resized like a prediction. Without one its baseline is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
     predicted, *mean = resample(np.stack([mask] if fixed is None else [mask, fixed]), truth) >= 0.5
@@ -180,18 +162,12 @@ def score(mask, truth, box=None, fixed=None):
 # --- over images ---
 
 
-def bootstrap(table, statistic=None, resamples=2000, level=0.95, seed=0):
-    """Percentile bootstrap intervals over images.
+def bootstrap(table, statistic=lambda means: means, resamples=2000, level=0.95, seed=0):
+    """Percentile bootstrap over images: (M, 2) ends of `level` intervals; NaN for fewer than two images.
 
-    Args:
-        table: (N, K), one row an image.
-        statistic: maps column means (B, K) to figures (B, M); default the means themselves.
-
-    Returns:
-        (M, 2) lower and upper ends of the `level` interval; NaN for fewer than two images, which allow none.
+    table: (N, K), one row an image; statistic: maps column means (B, K) to figures (B, M).
     """
     table = np.asarray(table, np.float64)
-    statistic = statistic or (lambda means: means)
     n = len(table)
     if n < 2:
         return np.full((statistic(np.ones((1, table.shape[1]))).shape[1], 2), np.nan)

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from evaluation import charts
 from images import written_whole
 
-TEMPLATE = Path(__file__).with_name("page.html")
 # the paper's images: symbol (letter, hats) and a word or two; any other kind goes by its own name
 KINDS = {
     "x": ("x", 0, "object"), "y": ("y", 0, "background"), "mask": ("m", 0, "mask"), "z": ("z", 0, "coarse paste"),
@@ -87,33 +86,29 @@ def ranked(rows, each=4):
 def write_index(folder, figures, rows, log=None):
     """Write folder/index.html.
 
-    Args:
-        figures: the contents of metrics.json; images of its "kinds" lie as KIND/STEM.png beside the page.
-        rows: dicts with "stem", "class" and what there is of "iou" and "d_obj_y_hat".
-        log: of `charts.read_log`.
+    figures: the contents of metrics.json; images of its "kinds" lie as KIND/STEM.png beside the page. rows: dicts with
+    "stem", "class" and what there is of "iou" and "d_obj_y_hat". log: of `charts.read_log`.
     """
-    kinds, found, intervals = figures["kinds"], figures["frechet"], figures["intervals"]
-    classes = figures["per_class"] if len(figures["per_class"]) > 1 else {}
     main, small = charts.charts(log or {}, figures["baselines"]["mean_mask"])
-    data = {"kinds": kinds, "words": {kind: words_of(kind) for kind in kinds},
-            "rows": [_page_row(row) for row in rows] if kinds else []}
-    hidden = {"no_images": not kinds, "no_masks": figures["iou"] is None, "no_scores": not figures["scores"],
-              "no_curves": not main + small, "no_more_curves": not small}
-    bars = {"iou": figures["iou"], **figures["baselines"]}
-    fields = {
-        **{name: html.escape(f"{v:,}" if isinstance(v, int) else str(v)) for name, v in figures.items()},
-        **_numbers(figures), **{name: "hidden" if so else "" for name, so in hidden.items()},
-        **{f"bar_{name}": _bar(value, intervals.get(name)) for name, value in bars.items()},
-        "verdict": verdict(figures), "fill_verdict": fill_verdict(figures),
-        "scores": _lines((_score(name), _number(value)) for name, value in figures["scores"].items()),
-        "classes": _lines([(html.escape(name), c["n"], _number(c["iou"], c["interval"]), _number(c["iou_pooled"]),
-                            _number(c["mean_mask"])) for name, c in classes.items()]),
-        "frechet": _lines([(pair, _number(value)) for pair, value in found["values"].items()] if found else []),
-        "frechet_caption": html.escape("{name}: {weights}, {resize}, N = {n}, {dimensions} features".format(**found))
-        if found else "",
-        "main_charts": "".join(main), "small_charts": "".join(small), "data": embed(data)}
-    with written_whole(os.path.join(folder, "index.html")) as file:
-        file.write(Template(TEMPLATE.read_text(encoding="utf-8")).substitute(fields).encode())
+    data = {"figures": figures, "words": {kind: words_of(kind) for kind in figures["kinds"]},
+            "rows": [_page_row(row) for row in rows] if figures["kinds"] else []}
+    plain = {name: html.escape(f"{value:,}" if isinstance(value, int) else str(value))
+             for name, value in figures.items() if isinstance(value, (int, str))}
+    write_page(os.path.join(folder, "index.html"), "page.html", **plain, verdict=verdict(figures),
+               fill_verdict=fill_verdict(figures), main_charts="".join(main), small_charts="".join(small),
+               data=embed(data))
+
+
+def write_page(path, template, **fields):
+    """Write the HTML file `template` of this folder to `path`, its $fields filled in."""
+    with written_whole(path) as file:
+        text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+        file.write(Template(text).substitute(fields).encode())
+
+
+def write_json(path, data):
+    with written_whole(path) as file:
+        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
 def embed(data):
@@ -152,44 +147,3 @@ def _page_row(row):
 
     return {"stem": row["stem"], "class": row.get("class", ""), "truth": "iou" in row, "iou": number("iou"),
             "d_obj": number("d_obj_y_hat")}
-
-
-def _number(value, interval=None, digits=3):
-    if value is None:
-        return "–"
-    ends = "" if not interval else f" <small>[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]</small>"
-    return f"{value:.{digits}f}{ends}"
-
-
-def _numbers(figures):
-    """The fields of the page that are one number and its interval."""
-    flat = {name: value for name, value in figures.items() if value is None or isinstance(value, float)}
-    flat |= {"id_obj": figures["enhancement"]["id_obj"], "enh_change": figures["enhancement"]["change"]}
-    for fill, values in figures["inpainting"].items():
-        flat |= {f"{fill}_{name}": value for name, value in values.items()}
-    return {name: _number(value, figures["intervals"].get(name), 1 if name.endswith("psnr") else 3)
-            for name, value in flat.items()}
-
-
-def _bar(value, interval):
-    """A value in [0, 1] as a bar, with its interval as a whisker."""
-    if value is None:
-        return '<span class="none">no data</span>'
-    low, high = interval or (value, value)
-    return (f'<span class="track"><span class="bar" style="width:{100 * value:.2f}%"></span><span class="whisker" '
-            f'style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></span></span><b>{value:.3f}</b>')
-
-
-def _score(name):
-    """A score's column as HTML: D_obj(ŷ) for d_obj_y_hat, whose symbol the page's script sets."""
-    letter, _, rest = name.partition("_")
-    network, _, kind = rest.partition("_")
-    if letter == "d" and kind in KINDS:
-        return f'<i>D</i><sub>{html.escape(network)}</sub>(<span data-symbol="{kind}"></span>)'
-    return html.escape(name)
-
-
-def _lines(lines):
-    """Lines of a table: the first cell is the head."""
-    return "\n".join(f"<tr><th>{head}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-                     for head, *cells in lines)

@@ -18,13 +18,12 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
-from string import Template
 
 import numpy as np
 
 from evaluation import bradley_terry
-from images import UserError, written_whole
+from evaluation.page import embed, write_json, write_page
+from images import UserError
 from running.options import add_command, command, make_parser, number, whole
 
 PROG = "python -m evaluation.study"
@@ -55,20 +54,6 @@ def get_args_parser():
     add("--resamples", type=whole(1), default=1000, help="of the bootstrap over voters and pairs")
     add("--seed", type=whole(), default=0, help="of the bootstrap")
     return parser
-
-
-def fill(template, **fields):
-    """The text of an HTML file beside this one, its $fields filled in."""
-    return Template(Path(__file__).with_name(template).read_text(encoding="utf-8")).substitute(fields)
-
-
-def write(path, text):
-    with written_whole(path) as file:
-        file.write(text.encode())
-
-
-def to_json(data):
-    return json.dumps(data, indent=1, ensure_ascii=False)
 
 
 # --- the page ---
@@ -122,11 +107,8 @@ def choose(folder, rows, score, n, rng):
 
 
 def draw_pairs(sets, n_pairs, rng):
-    """n_pairs of ((label, index), (label, index)), left and right, in random order.
-
-    Every pair of sets has the same share, up to one; within it images are drawn so that all are used about
-    equally often, and each set stands on the left as often as on the right, up to one.
-    """
+    """n_pairs of ((label, index), (label, index)), left and right, in random order: an equal share, up to one, of each
+    pair of sets, with all images about equally often and, up to one, either set as often on the left."""
     kinds = list(itertools.combinations(sets, 2))
     queues = {label: [] for label in sets}
 
@@ -155,11 +137,9 @@ def name_study(sets, pairs, seed):
     return rng.bytes(4).hex(), {item: rng.bytes(6).hex() for item in used}
 
 
-def write_page(out, sets, pairs, question, ties, per_voter, seed):
-    """Write OUT/page/index.html with its images under meaningless names, and OUT/key.json.
-
-    UserError where that would replace the key of another study, whose votes mean nothing without it.
-    """
+def write_study(out, sets, pairs, question, ties, per_voter, seed):
+    """Write OUT/page/index.html with its images under meaningless names, and OUT/key.json. UserError where that would
+    replace the key of another study, whose votes mean nothing without it."""
     study_id, names = name_study(sets, pairs, seed)
     key_path = os.path.join(out, "key.json")
     if os.path.exists(key_path) and _read_key(key_path)["id"] != study_id:
@@ -172,18 +152,16 @@ def write_page(out, sets, pairs, question, ties, per_voter, seed):
         shutil.copyfile(sets[label][i], os.path.join(images, f"{name}.png"))
     data = {"id": study_id, "pairs": [[names[left], names[right]] for left, right in pairs], "ties": ties,
             "per_voter": per_voter}
-    write(os.path.join(out, "page", "index.html"), fill("ballot.html", question=html.escape(question),
-                                                        data=json.dumps(data, separators=(",", ":"))))
-    write(key_path, to_json({
-        "id": study_id, "sets": list(sets),
-        "images": {name: {"set": label, "file": sets[label][i]} for (label, i), name in names.items()}}))
+    write_page(os.path.join(out, "page", "index.html"), "ballot.html", question=html.escape(question), data=embed(data))
+    write_json(key_path, {"id": study_id, "sets": list(sets), "images": {
+        name: {"set": label, "file": sets[label][i]} for (label, i), name in names.items()}})
 
 
 def make_page(args):
     rng = np.random.default_rng(args.seed)
     sets = collect_sets(args.name, args.results_dir, args.n_images, rng)
     pairs = draw_pairs(sets, args.n_pairs, rng)
-    write_page(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
+    write_study(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
     print("\n".join(f"{label}: {len(paths)} images" for label, paths in sets.items()))
     print(f"{len(pairs)} pairs, {args.per_voter} a voter. Send {os.path.join(args.out, 'page')} to the voters, keep "
           f"{os.path.join(args.out, 'key.json')}, then: python -m evaluation.study fit VOTES.csv ...")
@@ -193,11 +171,8 @@ def make_page(args):
 
 
 def read_votes(paths, key_path):
-    """Votes of CSV files -> dicts with "left", "right" (labels of sets), "outcome", "voter", "pair".
-
-    The same voter's second vote on a pair, as in a file given twice, is left out where both are known.
-    UserError names file and line.
-    """
+    """Votes of CSV files -> dicts with "left", "right" (labels of sets), "outcome", "voter", "pair". UserError names
+    file and line. A voter's second vote on a pair, as in a file given twice, is left out where both are known."""
     votes, key = {}, None
     for path in paths:
         with open(path, newline="", encoding="utf-8-sig") as f:
@@ -251,10 +226,11 @@ def fit_votes(votes, prior=bradley_terry.PRIOR, resamples=1000, seed=0):
     wins = bradley_terry.count_wins(left, right, outcome, len(labels))
     try:
         ratings = bradley_terry.fit(wins, prior)
+        ends = bradley_terry.bootstrap(left, right, outcome, voter, pair, len(labels), resamples, seed=seed,
+                                       prior=prior)
     except ValueError as error:
         raise UserError(f"{error} (sets by number: {', '.join(f'{i + 1} {name}' for i, name in enumerate(labels))})") \
             from None
-    ends = bradley_terry.bootstrap(left, right, outcome, voter, pair, len(labels), resamples, seed=seed, prior=prior)
     order = np.argsort(-ratings, kind="stable")
     shares = bradley_terry.win_shares(wins)[np.ix_(order, order)]
     return {
@@ -275,61 +251,29 @@ def fit_page(args):
     paths = [path for name in args.votes for path in expand(name)]
     result = fit_votes(read_votes(paths, args.key), args.prior, args.resamples, args.seed)
     os.makedirs(args.out, exist_ok=True)
-    write(os.path.join(args.out, "ratings.json"), to_json(result))
-    write(os.path.join(args.out, "ratings.html"), rating_page(result))
+    write_json(os.path.join(args.out, "ratings.json"), result)
+    write_page(os.path.join(args.out, "ratings.html"), "ratings.html", data=embed(result))
     print(table(result))
     print(f"drawn in {os.path.join(args.out, 'ratings.html')}")
 
 
-def summary(result):
-    return (f"{result['n_votes']} votes of {result['n_voters']} voters on {result['n_pairs']} pairs; "
-            f"{result['ties']:.0%} ties (half a win each); left side won {result['left_share']:.0%}")
-
-
 def table(result):
     """The lines to print."""
-    width = max(len(name) for name in result["sets"])
-    lines = [summary(result), "", "rating (log-odds, mean 0) and 95 % interval"]
-    for name, rating, (low, high) in zip(result["sets"], result["ratings"], result["intervals"], strict=True):
-        lines.append(f"  {name:<{width}} {rating:+.2f}  [{low:+.2f}, {high:+.2f}]")
-    lines += ["", "comparisons won, row against column",
-              f"  {'':<{width}} " + " ".join(f"{name:>{max(len(name), 4)}}" for name in result["sets"])]
-    for name, shares in zip(result["sets"], result["win_shares"], strict=True):
-        cells = ["-" if share is None else f"{share:.0%}" for share in shares]
-        lines.append(f"  {name:<{width}} " + " ".join(
-            f"{cell:>{max(len(head), 4)}}" for cell, head in zip(cells, result["sets"], strict=True)))
+    names, width = result["sets"], max(len(name) for name in result["sets"])
+    lines = [f"{result['n_votes']} votes of {result['n_voters']} voters on {result['n_pairs']} pairs; "
+             f"{result['ties']:.0%} ties (half a win each); left side won {result['left_share']:.0%}", "",
+             f"{'':<{width}}  rating (log-odds, mean 0), 95 % interval; comparisons won against {', '.join(names)}"]
+    for name, rating, (low, high), shares in zip(names, result["ratings"], result["intervals"], result["win_shares"],
+                                                 strict=True):
+        cells = ["   -" if share is None else f"{share:4.0%}" for share in shares]
+        lines.append(f"{name:<{width}}  {rating:+.2f} [{low:+.2f}, {high:+.2f}]  {'  '.join(cells)}")
     return "\n".join(lines)
-
-
-# --- the ratings' page ---
-
-
-def rating_page(result):
-    """The page with ratings and win matrix, as in Fig. 4. result: of `fit_votes`."""
-    ends = np.array(result["intervals"])
-    low, span = ends.min(), max(np.ptp(ends), 1e-9)
-    names = [html.escape(name) for name in result["sets"]]
-    bars = "".join(
-        f'<dt>{name}</dt><dd><span class="track"><i class="whisker" style="left:{100 * (a - low) / span:.1f}%;'
-        f'width:{100 * (b - a) / span:.1f}%"></i><i class="dot" style="left:{100 * (rating - low) / span:.1f}%"></i>'
-        f"</span><span><b>{rating:+.2f}</b> [{a:+.2f}, {b:+.2f}]</span></dd>"
-        for name, rating, (a, b) in zip(names, result["ratings"], ends, strict=True))
-    matrix = "".join(f"<tr><th>{name}</th>{''.join(map(_cell, shares))}</tr>"
-                     for name, shares in zip(names, result["win_shares"], strict=True))
-    return fill("ratings.html", summary=html.escape(summary(result)), bars=bars, matrix=matrix,
-                heads="".join(f"<th>{name}</th>" for name in names))
-
-
-def _cell(share):
-    if share is None:
-        return "<td>–</td>"
-    return f'<td style="background:rgb(31 95 168 / {80 * share:.0f}%)" class="{"won" * (share > 0.75)}">{share:.0%}</td>'
 
 
 def run(argv):
     args = get_args_parser().parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # Windows' code pages lack the ŷ
-        sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # Windows' code pages lack the ŷ
     {"page": make_page, "fit": fit_page}[args.command](args)
 
 
