@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data import Crops
 from evaluation import charts, page
-from evaluation.evaluate import evaluate, fit_mean_mask, frechet, resolution, summarise
+from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
 from evaluation.image_scores import FeatureNet
 from images import UserError, save_png, written_whole
 from running import methods
@@ -67,9 +67,10 @@ def run(argv):
     fixed, n_fitted = fit_fixed(dataroot, model.size, args.threads)
 
     records = evaluate(model, crops, device, args.batch_size, args.threads, fixed, feature_net, args.seed)
+    if not args.no_images:
+        records = in_threads(saver(folder), records, args.threads)
     rows, kinds, features, shown = collect(
-        tqdm(records, desc=args.name, unit="image", total=len(crops.stems), disable=None),
-        None if args.no_images else folder)
+        tqdm(records, desc=args.name, unit="image", total=len(crops.stems), disable=None))
 
     classes = {stem: str(record["class"]) for stem, record in crops.records.items()
                if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
@@ -104,15 +105,10 @@ def fit_fixed(dataroot, size, threads):
     return fit_mean_mask(Crops(dataroot, "train", size, backgrounds=False), threads) if known else (None, 0)
 
 
-def collect(records, folder=None):
-    """Rows, kinds of images, features, and the images for the sheets, 0.3 MB each at 128 px, of `evaluate`'s records.
-
-    folder: where images go, as KIND/STEM.png; None = nowhere.
-    """
+def collect(records):
+    """Rows, kinds of images, features, and the images for the sheets (.3 MB a row at 128 px) of `evaluate`'s yield."""
     rows, kinds, features, shown = [], [], [], {}
     for record in records:
-        if folder:
-            save(folder, record, [kind for kind in record.pictures if kind not in kinds])
         kinds = page.in_order([*kinds, *record.pictures])
         rows.append(record.row)
         features.append(record.features)
@@ -120,14 +116,20 @@ def collect(records, folder=None):
     return rows, kinds, features, shown
 
 
-def save(folder, record, new):
-    """Write the images of a record as KIND/STEM.png. new: the kinds that are the first of theirs."""
-    for kind in new:
-        os.makedirs(os.path.join(folder, kind), exist_ok=True)
-        with open(os.path.join(folder, IMAGES), "a", encoding="utf-8") as f:
-            print(kind, file=f)
-    for kind, image in record.pictures.items():
-        save_png(os.path.join(folder, kind, f"{record.stem}.png"), image)
+def saver(folder):
+    """A function that writes the images of a record as folder/KIND/STEM.png and returns it; for several threads."""
+    known = set()
+
+    def save(record):
+        for kind, image in record.pictures.items():
+            if kind not in known:
+                os.makedirs(os.path.join(folder, kind), exist_ok=True)
+                with open(os.path.join(folder, IMAGES), "a", encoding="utf-8") as f:
+                    print(kind, file=f)
+                known.add(kind)
+            save_png(os.path.join(folder, kind, f"{record.stem}.png"), image)
+        return record
+    return save
 
 
 def write_sheets(folder, rows, shown, n_first):

@@ -58,8 +58,7 @@ def text(x, y, words, anchor="start", kind=""):
 
 def chart(title, lines, levels=(), span=None, width=480, height=270):
     """An SVG line chart over training steps: lines {label: (steps, values)}; levels, dashed horizontals, (label, value)
-    pairs; span (low, high) of the vertical axis, default that of the values.
-    """
+    pairs; span (low, high) of the vertical axis, default that of the values."""
     lines = {label: thin(*line) for label, line in lines.items()}
     end = max(1, *(steps[-1] for steps, _ in lines.values()))
     seen = [v for _, values in lines.values() for v in values] + [v for _, v in levels]

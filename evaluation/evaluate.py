@@ -170,11 +170,11 @@ def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=Non
     def work(start):
         return run_batch(model, crops, pairs[start : start + batch_size], device, fixed, feature_net, seed)
 
-    for records in _in_threads(work, range(0, len(pairs), batch_size), num_threads):
+    for records in in_threads(work, range(0, len(pairs), batch_size), num_threads):
         yield from records
 
 
-def _in_threads(work, items, num_threads):
+def in_threads(work, items, num_threads):
     """work(item) of each of `items`, in their order, by threads that share torch's cores; few wait in memory."""
     cores, waiting = torch.get_num_threads(), deque()
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(max(1, cores // num_threads),))
