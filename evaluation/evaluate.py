@@ -16,7 +16,8 @@ from data import by_stem, open_mask
 from evaluation import image_scores as quality
 from evaluation import mask_scores as metrics
 from images import save_png
-from seigan import box_mask, paste_coarse
+from losses import paste as paste_coarse
+from networks import box_mask
 
 KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order
 SCORES = ("d_obj_z", "d_obj_y_hat", "d_bg_x_hat", "d_bg_y_hat2")
