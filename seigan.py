@@ -330,8 +330,8 @@ class Trainer:
         """One update of the generators, then one of the discriminators (§3.4).
 
         batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: the schedule's
-        value at this step. Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg", the figures of
-        `losses.mask_figures`, and "skipped": 1 if a gradient was not finite, and so not applied, else 0.
+        value at this step. Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg",
+        the figures of `losses.mask_figures`, and "skipped": 1 if a gradient was not finite, and not applied, else 0.
         """
         x, y, box, model = batch["x"], batch["y"], batch["box"], self.model
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):

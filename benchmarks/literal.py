@@ -72,9 +72,9 @@ class LiteralTrainer:
         groups = [{k: group[k] for k in ("params", "lr", "betas")} for group in optimizer.param_groups]
         return torch.optim.Adam(groups, foreach=False, fused=False)
 
-    def train_step(self, x, y, box):
+    def train_step(self, batch):
         """As `Trainer.train_step`, but returns {name: float}: the unweighted terms, "total", "D_obj" and "D_bg"."""
-        model = self.model
+        model, x, y, box = self.model, batch["x"], batch["y"], batch["box"]
         s = literal_swap(model, x, y, self.trainer.rng, box)
         terms = literal_terms(model, x, y, s, self._seen(z=s["z"], y_hat=s["y_hat"])
                               | self._seen(x_hat=s["x_hat"], y_hat2=s["y_hat2"]))

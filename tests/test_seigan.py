@@ -269,7 +269,7 @@ def test_steps_equal_literal_steps(diffaug, vgg, steps, vgg19_state):
     for i in range(steps):
         x, y = images(seed=i, dtype=torch.double)
         log = trainer.train_step(batch_of(x, y))
-        for name, value in literal.train_step(x, y, torch.tensor([BOX] * 2)).items():
+        for name, value in literal.train_step(batch_of(x, y)).items():
             assert log[name].item() == pytest.approx(value, rel=1e-5), name
     for name, p in trainer.model.named_parameters():
         assert torch.allclose(p, literal.model.get_parameter(name), atol=1e-5), name
