@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def run(argv):
     records = evaluate(model, crops, device, args.batch_size, args.threads, fixed, feature_net, args.seed)
     rows, kinds, features, shown = collect(
         tqdm(records, desc=args.name, unit="image", total=len(crops.stems), disable=None),
-        None if args.no_images else folder)
+        None if args.no_images else folder, args.threads)
 
     classes = {stem: str(record["class"]) for stem, record in crops.records.items()
                if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
@@ -104,30 +105,32 @@ def fit_fixed(dataroot, size, threads):
     return fit_mean_mask(Crops(dataroot, "train", size, backgrounds=False), threads) if known else (None, 0)
 
 
-def collect(records, folder=None):
+def collect(records, folder, threads):
     """Rows, kinds of images, features, and the images for the sheets, 0.3 MB each at 128 px, of `evaluate`'s records.
 
-    folder: where images go, as KIND/STEM.png; None = nowhere.
+    folder: where images go, as KIND/STEM.png, by so many threads; None = nowhere.
     """
     rows, kinds, features, shown = [], [], [], {}
-    for record in records:
-        if folder:
-            save(folder, record, [kind for kind in record.pictures if kind not in kinds])
-        kinds = page.in_order([*kinds, *record.pictures])
-        rows.append(record.row)
-        features.append(record.features)
-        shown[record.stem] = {kind: image for kind, image in record.pictures.items() if kind not in page.CYCLE}
+    with ThreadPoolExecutor(threads) as pool:
+        for record in records:
+            new = [kind for kind in record.pictures if kind not in kinds]
+            kinds = page.in_order(kinds + new)
+            if folder:
+                save(folder, record, new, pool)
+            rows.append(record.row)
+            features.append(record.features)
+            shown[record.stem] = {kind: image for kind, image in record.pictures.items() if kind not in page.CYCLE}
     return rows, kinds, features, shown
 
 
-def save(folder, record, new):
+def save(folder, record, new, pool):
     """Write the images of a record as KIND/STEM.png. new: the kinds that are the first of theirs."""
     for kind in new:
         os.makedirs(os.path.join(folder, kind), exist_ok=True)
         with open(os.path.join(folder, IMAGES), "a", encoding="utf-8") as f:
             print(kind, file=f)
-    for kind, image in record.pictures.items():
-        save_png(os.path.join(folder, kind, f"{record.stem}.png"), image)
+    paths = [os.path.join(folder, kind, f"{record.stem}.png") for kind in record.pictures]
+    list(pool.map(save_png, paths, record.pictures.values()))  # the list asks for what they raised
 
 
 def write_sheets(folder, rows, shown, n_first):

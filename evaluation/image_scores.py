@@ -191,5 +191,6 @@ def _load(net, file):
     early = re.match(r"features\.([1-9]\d*)\.", missing)  # only numbered parts may end early
     if missing and not early:
         raise UserError(f"{file} holds no {missing} of shape {tuple(own[missing].shape)}: {remedy}")
-    net.load_state_dict({k: state[k] for k in fits}, strict=False)
+    own.update({k: state[k] for k in fits})  # keeps the metadata that some networks ask for
+    net.load_state_dict(own)
     return f"features.{int(early[1]) - 1}" if early else "features"  # with what follows its last weights
