@@ -22,7 +22,14 @@ def get_parser(method="seigan"):
     """The parser of a method's training: the only list of options, with defaults and help."""
     parser = make_parser("train.py", "Train SEIGAN, or a method to compare it with.",
                          usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]")
-    add = parser.add_argument_group("run").add_argument
+    _add_run(parser.add_argument_group("run").add_argument)
+    _add_training(parser.add_argument_group("training").add_argument)
+    _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
+    _add_output(parser.add_argument_group("output").add_argument)
+    return parser
+
+
+def _add_run(add):
     add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
     add("--dataroot", help="folder with train/ and test/, as `python prepare.py` makes it")
     add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
@@ -36,7 +43,8 @@ def get_parser(method="seigan"):
     add("--deterministic", action="store_true", help="repeatable to the bit on a GPU too, where it costs time")
     add("--max_minutes", type=number(0), help="minutes after which to save and stop, with exit code 124")
 
-    add = parser.add_argument_group("training").add_argument
+
+def _add_training(add):
     add("--size", type=whole(1), default=128, help="side of the images, px")
     add("--batch_size", type=whole(1), default=8, help="images of each kind in a step, over all processes")
     add("--n_epochs", type=whole(), default=200, help="epochs at the full learning rate")
@@ -51,8 +59,10 @@ def get_parser(method="seigan"):
              "float32, which is TF32 in the convolutions of GPUs that have it")
     add("--compile", action="store_true", help="networks through torch.compile; the first steps take minutes")
 
-    add = parser.add_argument_group(f"method {method}").add_argument
-    for name, (default, least, text) in methods.load(method).OPTIONS.items():
+
+def _add_method(add, own):
+    """The method's own options: the type of a default is that of the option, False a switch."""
+    for name, (default, least, text) in own.items():
         if default is False:
             add(f"--{name}", action="store_true", help=text)
         else:
@@ -60,7 +70,8 @@ def get_parser(method="seigan"):
             bounds = () if least is None else (least,)
             add(f"--{name}", type=kind(*bounds) if kind else str, default=default, help=text)
 
-    add = parser.add_argument_group("output").add_argument
+
+def _add_output(add):
     add("--print_freq", type=whole(1), default=20, help="steps between lines of the log")
     add("--display_freq", type=whole(1), default=500, help="steps between sample grids")
     add("--save_latest_freq", type=whole(1), default=500, help="steps between checkpoints")
@@ -68,7 +79,6 @@ def get_parser(method="seigan"):
     add("--keep", type=whole(), default=1, help="checkpoints before the latest to keep")
     add("--on_collapse", choices=("warn", "stop"), default="warn",
         help="what to do when masks stay empty, full or all the same")
-    return parser
 
 
 def parse(argv):
