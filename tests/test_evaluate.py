@@ -208,21 +208,6 @@ def test_every_network_runs_once(run, monkeypatch):
         calls.clear()
 
 
-def test_pairs_use_all_backgrounds_and_do_not_follow_the_names(tmp_path):
-    """Object i met background i mod n; names that follow one another are often of one photograph."""
-    for kind, count in (("objects", 90), ("backgrounds", 40)):
-        (tmp_path / "test" / kind).mkdir(parents=True)
-        for i in range(count):
-            (tmp_path / "test" / kind / f"{i:05d}.png").touch()
-    crops = Crops(tmp_path, "test", 8)
-    pairs = evaluation.pair_up(crops, 3)
-    assert list(pairs) == crops.stems and set(pairs.values()) == set(crops.background_stems)
-    counts = [list(pairs.values()).count(stem) for stem in crops.background_stems]
-    assert set(counts) == {2, 3}
-    assert sum(stem == crops.background_stems[i % 40] for i, stem in enumerate(pairs.values())) < 10
-    assert evaluation.pair_up(crops, 3) == pairs != evaluation.pair_up(crops, 4)
-
-
 class Redraws(torch.nn.Module):
     """A later method as running/methods.py allows it: other images and scores, neither enhance nor inpaint, no need of
     backgrounds."""
@@ -430,15 +415,6 @@ def test_void_of_crop_masks_is_not_scored(run, copy):
     _, folder, _ = run("seigan", "--dataroot", copy)
     row = rows_of(folder)[0]
     assert float(row["full_mask"]) == 1 and float(row["tp"]) + float(row["fn"]) == 64 * 16
-
-
-def test_void_of_training_masks_is_not_background(copy):
-    for i in range(8):
-        mask = np.full((64, 64), 255, np.uint8)
-        mask[:, 32:] = 128 if i < 6 else 255  # what is known of the right half is object
-        Image.fromarray(mask).save(copy / "train" / "masks" / f"{i:05d}.png")
-    fixed, n = evaluation.fit_mean_mask(Crops(copy, "train", 32))
-    assert n == 8 and fixed.shape == (32, 32) and fixed.all()
 
 
 def test_frechet_distance_names_what_it_depends_on(run, tmp_path, vgg19_state):

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision import models
 
+from data import Crops
+from evaluation import evaluate as evaluation
 from evaluation import image_scores as quality
 from evaluation import mask_scores as metrics
 from evaluation.mask_scores import Truth
@@ -166,6 +169,39 @@ def test_outline_and_dilation_agree_with_scikit_image(rng):
             points = rng.random(shape) < 0.01
             expected = dilation(points, np.ones((2 * radius + 1,) * 2))
             assert (metrics.dilate(points, radius) == expected).all(), radius
+
+
+# --- from the files ---
+
+
+def empty_crops(folder, **counts):
+    """`Crops` of 8 px with so many files of each kind, of which only the masks may be opened."""
+    for kind, count in counts.items():
+        (folder / "test" / kind).mkdir(parents=True)
+        for i in range(count):
+            (folder / "test" / kind / f"{i:05d}.png").touch()
+    return Crops(folder, "test", 8)
+
+
+def test_pairs_use_all_backgrounds_and_do_not_follow_the_names(tmp_path):
+    """Object i met background i mod n; names that follow one another are often of one photograph."""
+    crops = empty_crops(tmp_path, objects=90, backgrounds=40)
+    pairs = evaluation.pair_up(crops, 3)
+    assert list(pairs) == crops.stems and set(pairs.values()) == set(crops.background_stems)
+    counts = [list(pairs.values()).count(stem) for stem in crops.background_stems]
+    assert set(counts) == {2, 3}
+    assert sum(stem == crops.background_stems[i % 40] for i, stem in enumerate(pairs.values())) < 10
+    assert evaluation.pair_up(crops, 3) == pairs != evaluation.pair_up(crops, 4)
+
+
+def test_void_of_training_masks_is_not_background(tmp_path):
+    (tmp_path / "test" / "masks").mkdir(parents=True)
+    for i in range(8):
+        mask = np.full((64, 64), 255, np.uint8)
+        mask[:, 32:] = 128 if i < 6 else 255  # what is known of the right half is object
+        Image.fromarray(mask).save(tmp_path / "test" / "masks" / f"{i:05d}.png")
+    fixed, n = evaluation.fit_mean_mask(empty_crops(tmp_path, objects=8, backgrounds=1))
+    assert n == 8 and fixed.shape == (8, 8) and fixed.all()
 
 
 # --- intervals ---
