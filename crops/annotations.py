@@ -19,7 +19,7 @@ from PIL import Image
 
 from crops.coco_masks import pack_segmentation, read_labels
 from crops.jsonstream import iterate_json
-from images import load_tiff
+from images import UserError, load_tiff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # what Pillow raises on files that are cut short, damaged, hostile or not images
@@ -92,7 +92,7 @@ def read_coco(images, annotations, skips: Skips) -> list:
         else:
             coco_annotation(item, index, boxes, unplaced, skips)
     if missing:
-        raise ValueError(f"{annotations} has no {' and no '.join(sorted(missing))}: it must be a COCO "
+        raise UserError(f"{annotations} has no {' and no '.join(sorted(missing))}: it must be a COCO "
                          "instances file")
     for image_id in boxes.keys() - photos.keys():
         skips.add("unknown_image", f"image_id {image_id!r} is not among the images", len(boxes[image_id]))
@@ -331,13 +331,13 @@ def read_csv(images, annotations, skips: Skips) -> list:
         reader.fieldnames = header
         columns = next((names for names in CSV_BOXES if set(names) <= set(header)), None)
         if "file" not in header or columns is None:
-            raise ValueError(f"{annotations} must start with a header that has file and x,y,w,h or "
+            raise UserError(f"{annotations} must start with a header that has file and x,y,w,h or "
                              f"xmin,ymin,xmax,ymax, got {shorten(','.join(header))}")
         try:
             for number, row in enumerate(reader, 2):
                 csv_row(images, number, row, columns, photos, unplaced, skips)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{annotations} is not a CSV text in UTF-8: {error}") from None
+            raise UserError(f"{annotations} is not a CSV text in UTF-8: {error}") from None
     return with_sizes([Photo(name, f"{images}/{name}", 0, 0, boxes, True, name in unplaced)
                        for name, boxes in photos.items()], skips)
 

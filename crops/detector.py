@@ -10,6 +10,7 @@ from pathlib import Path
 
 from crops.annotations import UNREADABLE, Photo, list_images
 from crops.rules import open_photo
+from images import UserError
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
@@ -17,30 +18,30 @@ LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
 
 def load_detector(weights, device):
     """torchvision's fasterrcnn_resnet50_fpn in eval mode. weights: a state dict file, None = torchvision's,
-    downloaded once. ValueError in one line when the weights or the device cannot be had."""
+    downloaded once. UserError in one line when the weights or the device cannot be had."""
     import torch
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
     try:
         torch.zeros(1, device=device).tolist()  # before anything is downloaded
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): give cpu, or cuda where "
+        raise UserError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): give cpu, or cuda where "
                          "there is a GPU and a torch that was built for it") from None
     if weights is None:
         try:
             model = fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"the detector's weights cannot be downloaded ({error}): fetch {WEIGHTS} "
+            raise UserError(f"the detector's weights cannot be downloaded ({error}): fetch {WEIGHTS} "
                              "elsewhere and give it as --detector_weights FILE") from None
     else:
         model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         try:
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except FileNotFoundError:
-            raise ValueError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
+            raise UserError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
                 AttributeError) as error:
-            raise ValueError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn "
+            raise UserError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn "
                              f"({str(error).splitlines()[0]}): it must be what {WEIGHTS} holds") from None
     return model.eval().to(device)
 

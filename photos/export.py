@@ -1,133 +1,134 @@
-"""The trained generators for other programs: torch.export programs and ONNX, with dynamic N, H and W.
+"""The trained generators for other programs: torch.export programs and ONNX, of any N, H and W.
 
-`python photo.py export --name NAME --out DIR` writes, as .pt2 (`torch.export.load`) and, where the packages onnx
-and onnxscript are installed, as .onnx:
+`python photo.py export --name NAME --out DIR` writes, of what the model has, as .pt2 (`torch.export.load`) and, where
+the packages onnx and onnxscript are installed, as .onnx:
 
     segment(image, box) -> mask                           m = G_seg(x), kept inside the box as in training
     enhance(image, background, mask, noise) -> pasted     y_hat = G_enh(m*x + (1-m)*y)
     inpaint(image, mask, noise) -> removed                x_hat = G_inp((1-m)*x)
 
-All float32. Images are (N, 3, H, W), RGB in [0, 1], in and out; masks (N, 1, H, W) in [0, 1], 1 = object; boxes
-(N, 4) left, top, width, height in fractions of the image; noise (N, 1, H, W), standard normal: an input, so
-that a program has no random state of its own and the caller decides whether it repeats itself. H and W may be
-anything from twice the networks' stride on; the networks know crops of about the size that they were trained on.
+What they take and give, and how crops are cut, is told by export.json beside them and in each file (`facts`). Noise is
+an input, so that a program has no random state of its own and the caller decides whether it repeats itself.
 """
 import copy
 import importlib.util
+import io
+import json
 import os
 import warnings
 
 import torch
 from torch import nn
 
-from seigan import SEIGAN, box_mask, paste_coarse
+import losses
+from images import written_whole
+from networks import box_mask
+from photos import edit
+
+TOLERANCE = 1e-3  # of values in [0, 1]: a quarter of a level of 8 bits
 
 
 class AnySize(nn.Module):
-    """A network that takes multiples of `stride`, for any H and W: reflected at the right and bottom, cut back.
+    """A network that takes multiples of its stride, for any H and W: reflected at the right and bottom, cut back.
 
     The networks do so themselves, but decide with `if` whether to, which a program with dynamic shapes cannot.
     """
 
-    def __init__(self, net, stride):
+    def __init__(self, net):
         super().__init__()
-        self.net, self.stride = net, stride
+        self.net, self.stride = net, net.stride
 
     def forward(self, image):
         rows, columns = (torch.arange(n, device=image.device) for n in image.shape[-2:])
-        below, right = (_reflected(n, self.stride, image.device) for n in image.shape[-2:])
+        below, right = (self.reflected(n, image.device) for n in image.shape[-2:])
         out = self.net(image.index_select(2, below).index_select(3, right))
         return out.index_select(2, rows).index_select(3, columns)
 
+    def reflected(self, n, device):
+        i = torch.arange((n + self.stride - 1) // self.stride * self.stride, device=device)
+        return torch.minimum(i, 2 * (n - 1) - i)
 
-def _reflected(n, stride, device):
-    i = torch.arange((n + stride - 1) // stride * stride, device=device)
-    return torch.minimum(i, 2 * (n - 1) - i)
+
+def any_size(net):
+    """`net` as `AnySize`, or a copy of it with its parts so, where it has no stride of its own."""
+    if hasattr(net, "stride"):
+        return AnySize(net)
+    net = copy.deepcopy(net)
+    for name, part in list(net.named_children()):
+        net.add_module(name, AnySize(part))
+    return net
 
 
 class Segment(nn.Module):
-    """m = G_seg(x), with the model's box prior."""
-
-    def __init__(self, model):
+    def __init__(self, net, box_prior):
         super().__init__()
-        self.G_seg, self.box_prior = AnySize(model.G_seg, model.G_seg.stride), model.box_prior
+        self.net, self.box_prior = net, box_prior
 
     def forward(self, image, box):
-        mask = self.G_seg(2 * image - 1)
+        mask = self.net(2 * image - 1)
         if self.box_prior:
             mask = mask * box_mask(box, image.shape[-2], image.shape[-1], grow=self.box_prior)
         return mask
 
 
 class Enhance(nn.Module):
-    """y_hat = G_enh(m*x + (1-m)*y)."""
-
-    def __init__(self, model):
+    def __init__(self, net, _):
         super().__init__()
-        self.G_enh = copy.deepcopy(model.G_enh)
-        self.G_enh.unet = AnySize(self.G_enh.unet, self.G_enh.unet.stride)
+        self.net = net
 
     def forward(self, image, background, mask, noise):
-        return (self.G_enh(paste_coarse(2 * image - 1, 2 * background - 1, mask), noise) + 1) / 2
+        return (self.net(losses.paste(2 * image - 1, 2 * background - 1, mask), noise) + 1) / 2
 
 
 class Inpaint(nn.Module):
-    """x_hat = G_inp((1-m)*x)."""
-
-    def __init__(self, model):
+    def __init__(self, net, _):
         super().__init__()
-        self.G_inp = copy.deepcopy(model.G_inp)
-        self.G_inp.first = AnySize(self.G_inp.first, self.G_inp.first.stride)
-        self.G_inp.second = AnySize(self.G_inp.second, self.G_inp.second.stride)
+        self.net = net
 
     def forward(self, image, mask, noise):
-        return (self.G_inp((1 - mask) * (2 * image - 1), noise) + 1) / 2
+        return (self.net((1 - mask) * (2 * image - 1), noise) + 1) / 2
 
 
-TOLERANCE = 1e-3  # of values in [0, 1]: a quarter of a level of 8 bits
+# name: module, the model's network that it runs, inputs, output
+PROGRAMS = {"segment": (Segment, "G_seg", ("image", "box"), "mask"),
+            "enhance": (Enhance, "G_enh", ("image", "background", "mask", "noise"), "pasted"),
+            "inpaint": (Inpaint, "G_inp", ("image", "mask", "noise"), "removed")}
+COLOURS, GREY = "float32 (N, 3, H, W), RGB in [0, 1]", "float32 (N, 1, H, W)"
+TENSORS = {"image": f"{COLOURS}: crops, each around an object", "background": f"{COLOURS}: what the objects go onto",
+           "box": "float32 (N, 4): left, top, width, height of each object's box in fractions of its crop",
+           "mask": f"{GREY} in [0, 1]: 1 = object", "noise": f"{GREY}, standard normal",
+           "pasted": f"{COLOURS}: the objects on the backgrounds", "removed": f"{COLOURS}: the crops without the objects"}
+CROPS = {"warp": "the object's box grown about its middle by {0:g} in width and in height, resized to {1} x {1} px",
+         "keep": "a square about the middle of the object's box, its side {0:g} times the box's longer one, resized to "
+                 "{1} x {1} px"}
 
-# name: module, inputs, output, the modes that train it
-PROGRAMS = {
-    "segment": (Segment, ("image", "box"), "mask", ("seigan", "nocycle", "supervised")),
-    "enhance": (Enhance, ("image", "background", "mask", "noise"), "pasted", ("seigan", "nocycle")),
-    "inpaint": (Inpaint, ("image", "mask", "noise"), "removed", ("seigan",)),
-}
+
+def facts(model, name):
+    """What users of the program `name` must know, plain values: its inputs in order, its output, how to cut crops."""
+    _, _, inputs, output = PROGRAMS[name]
+    rule = edit.crop_rule(model)
+    return {"inputs": {key: TENSORS[key] for key in inputs}, "output": {output: TENSORS[output]},
+            "crop": CROPS[rule.fit].format(rule.crop_size / rule.object_size, model.size), "size": model.size,
+            "crop_rule": {"fit": rule.fit, "object_size": rule.object_size, "crop_size": rule.crop_size},
+            "box_prior": model.box_prior}
 
 
 def example(inputs, n, height, width, seed=0):
     """Random inputs of a program: {name: tensor}."""
-    rng = torch.Generator().manual_seed(seed)
-    shapes = {"mask": (n, 1, height, width), "noise": (n, 1, height, width)}
-    values = {}
+    rng, values = torch.Generator().manual_seed(seed), {}
     for name in inputs:
-        if name == "box":
-            values[name] = torch.tensor([0.1, 0.15, 0.7, 0.6]).repeat(n, 1)
-        elif name == "noise":
-            values[name] = torch.randn(shapes[name], generator=rng)
-        else:
-            values[name] = torch.rand(shapes.get(name, (n, 3, height, width)), generator=rng)
-    return values
+        shape = n, 3 if COLOURS in TENSORS[name] else 1, height, width
+        values[name] = torch.randn(shape, generator=rng) if name == "noise" else torch.rand(shape, generator=rng)
+    return values | ({"box": torch.tensor([0.1, 0.15, 0.7, 0.6]).repeat(n, 1)} if "box" in inputs else {})
 
 
-def expected(model, name, values):
-    """What the model's own networks give for `values`, the reference of the parity check."""
-    v = {k: 2 * t - 1 if k in ("image", "background") else t for k, t in values.items()}
-    with torch.no_grad():
-        if name == "segment":
-            return model.segment(v["image"], v["box"])
-        if name == "enhance":
-            return (model.G_enh(paste_coarse(v["image"], v["background"], v["mask"]), v["noise"]) + 1) / 2
-        return (model.G_inp((1 - v["mask"]) * v["image"], v["noise"]) + 1) / 2
+def axes(inputs, n, height, width):
+    """Which axes are dynamic, by the names given: {input: {axis: name}}."""
+    return {name: {0: n} if name == "box" else {0: n, 2: height, 3: width} for name in inputs}
 
 
-def dynamic_shapes(inputs, stride):
-    least = {"N": 1, "H": 2 * stride, "W": 2 * stride}
-    n, h, w = (torch.export.Dim(axis, min=value, max=2**14) for axis, value in least.items())
-    return {name: {0: n} if name == "box" else {0: n, 2: h, 3: w} for name in inputs}
-
-
-def export_model(model: SEIGAN, folder: str, onnx: bool | None = None) -> dict:
-    """Write the model's programs to `folder` and compare each with the model.
+def export_model(model, folder: str, onnx: bool | None = None) -> dict:
+    """Write the model's programs, and export.json, to `folder`, and compare each with the model.
 
     Args:
         model: on the CPU, as `SEIGAN.load` gives it.
@@ -138,71 +139,69 @@ def export_model(model: SEIGAN, folder: str, onnx: bool | None = None) -> dict:
     """
     onnx = has("onnx", "onnxscript") if onnx is None else onnx
     os.makedirs(folder, exist_ok=True)
-    differences = {}
-    for name, (program, inputs, output, modes) in PROGRAMS.items():
-        if model.mode not in modes:
+    networks, told, differences = dict(model.named_children()), {}, {}
+    for name, (program, network, inputs, output) in PROGRAMS.items():
+        if network not in networks:
             continue
-        net = program(model).eval()
-        stride = 2 ** model.config["unet_downs"] if name != "segment" else model.G_seg.stride
+        told[name], path = facts(model, name), os.path.join(folder, name)
+        own, net = (program(net, model.box_prior).eval() for net in (networks[network], any_size(networks[network])))
+        stride = next(part.stride for part in net.modules() if isinstance(part, AnySize))
         # 2 images and sides of no multiple, so that nothing is taken for a constant
         values = tuple(example(inputs, 2, 2 * stride + 3, 3 * stride + 1).values())
-        exported = torch.export.export(net, values, dynamic_shapes=dynamic_shapes(inputs, stride))
-        path = os.path.join(folder, f"{name}.pt2")
-        torch.export.save(exported, path)
-        loaded = torch.export.load(path).module()
-        differences[f"{name}.pt2"] = compare(model, name, stride, lambda v, run=loaded: run(*v.values()))
+        n, h, w = (torch.export.Dim(axis, min=low, max=2**14) for axis, low in zip("NHW", (1, 2 * stride, 2 * stride)))
+        exported = torch.export.export(net, values, dynamic_shapes=axes(inputs, n, h, w))
+        write(f"{path}.pt2", torch_program(exported, told[name]))
+        run = torch.export.load(f"{path}.pt2").module()
+        differences[f"{name}.pt2"] = compare(own, inputs, stride, model.size, run)
         if onnx:
-            path = os.path.join(folder, f"{name}.onnx")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about names of axes, which are set below
-                torch.onnx.export(exported, values, path, input_names=list(inputs), output_names=[output],
-                                  dynamo=True, verbose=False, external_data=False)
-            checked = has("onnxruntime")
-            differences[f"{name}.onnx"] = compare(model, name, stride, onnx_runner(path)) if checked else None
+            write(f"{path}.onnx", onnx_program(exported, values, inputs, output, told[name]))
+            run = onnx_runner(f"{path}.onnx", inputs) if has("onnxruntime") else None
+            differences[f"{name}.onnx"] = compare(own, inputs, stride, model.size, run) if run else None
+    write(os.path.join(folder, "export.json"), json.dumps(told, indent=1).encode())
     return differences
 
 
-def compare(model, name, stride, run):
-    """Largest difference of `run` ({input: tensor} -> tensor) from the model, over several N, H and W."""
+def torch_program(exported, told):
+    """The bytes of a .pt2, with `told` as its extra file export.json."""
+    file = io.BytesIO()  # not the file itself: torch aborts where a disk is full
+    torch.export.save(exported, file, extra_files={"export.json": json.dumps(told)})
+    return file.getvalue()
+
+
+def onnx_program(exported, values, inputs, output, told):
+    """The bytes of an .onnx with axes N, H and W, and `told` as its metadata, what is no text as JSON."""
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every tensor says anew that its N, H and W are those of the first
+        program = torch.onnx.export(exported, values, input_names=list(inputs), output_names=[output], dynamo=True,
+                                    dynamic_shapes=axes(inputs, *"NHW"), verbose=False).model_proto
+    onnx.helper.set_model_props(program, {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items()})
+    return program.SerializeToString()
+
+
+def write(path, data):
+    with written_whole(path) as file:
+        file.write(data)
+
+
+def compare(own, inputs, stride, size, run):
+    """Largest difference of `run` (tensors -> tensor) from the program `own`, over several N, H and W."""
     worst = 0.0
-    sizes = (1, 2 * stride, 2 * stride), (1, model.size, model.size), (3, model.size + 1, 2 * stride + 5)
-    for n, height, width in sizes:
-        values = example(PROGRAMS[name][1], n, height, width, seed=n)
-        worst = max(worst, (run(values) - expected(model, name, values)).abs().max().item())
+    for n, height, width in (1, 2 * stride, 2 * stride), (1, size, size), (3, size + 1, 2 * stride + 5):
+        values = example(inputs, n, height, width, seed=n).values()
+        with torch.no_grad():
+            worst = max(worst, (run(*values) - own(*values)).abs().max().item())
     return worst
 
 
-def onnx_runner(path):
+def onnx_runner(path, inputs):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda values: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in values.items()})[0])
+    return lambda *values: torch.from_numpy(
+        session.run(None, {name: value.numpy() for name, value in zip(inputs, values, strict=True)})[0])
 
 
 def has(*packages):
     return all(importlib.util.find_spec(package) for package in packages)
-
-
-# --- the command ---
-
-
-def add_command(commands):
-    parser = commands.add_parser("export", help="the generators as torch.export programs and ONNX", allow_abbrev=False)
-    add = parser.add_argument
-    add("--name", required=True, help="the run's name: its folder under --checkpoints_dir")
-    add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
-    add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
-    add("--out", required=True, metavar="DIR", help="folder for the programs")
-
-
-def run(args):
-    """Export and report; returns the exit code: 1 if a program differs from the model."""
-    model = SEIGAN.load(os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt"))
-    differences = export_model(model, args.out)
-    for name, difference in differences.items():
-        unchecked = "written; onnxruntime, which would check it, is not installed"
-        text = unchecked if difference is None else f"differs from the model by at most {difference:.1e}"
-        print(f"{os.path.join(args.out, name)}: {text}")
-    if not has("onnx", "onnxscript"):
-        print("no ONNX: it takes the packages onnx and onnxscript")
-    return 1 if any(d is not None and not d < TOLERANCE for d in differences.values()) else 0

@@ -4,18 +4,15 @@ A photograph is worked on as 8-bit RGB, RGBA, L or LA, turned upright as its EXI
 """
 import io
 import os
-import struct
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
-from images import to_8_bits
+from images import UNREADABLE, UserError, open_image, to_8_bits, upright, written_whole
 
-FORMATS = {"png": {"compress_level": 3}, "tiff": {"compression": "tiff_lzw"}, "webp": {"lossless": True},
-           "jpg": {"quality": 95, "subsampling": 0}}  # ending: how it is written; all but jpg keep every pixel
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
-          MemoryError, Image.DecompressionBombError)  # what Pillow raises on files that are not what they seem
-# What stays true of a changed picture. Thumbnails and maker notes, which may show the old one, do not.
+FORMATS = {"png": ("PNG", {"compress_level": 3}), "tiff": ("TIFF", {"compression": "tiff_lzw"}),
+           "webp": ("WEBP", {"lossless": True}), "jpg": ("JPEG", {"quality": 95, "subsampling": 0})}
+# What stays true of a changed image. Thumbnails and maker notes, which may show the old one, do not.
 EXIF_KEPT = {ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime,
              ExifTags.Base.Artist, ExifTags.Base.Copyright, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
 EXIF_DROPPED = (ExifTags.Base.MakerNote, ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight,
@@ -23,31 +20,25 @@ EXIF_DROPPED = (ExifTags.Base.MakerNote, ExifTags.Base.ExifImageWidth, ExifTags.
 
 
 def open_photo(path) -> Image.Image:
-    """The photograph at `path`, as `normalise` gives it. ValueError, naming it, if it is none."""
-    try:
-        with Image.open(path) as image:
-            return normalise(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file {path}") from None
-    except BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot read {path} as a photograph: {reason}") from error
+    """The photograph at `path`, as `normalise` gives it. OSError, in one line that names it, if it cannot be read."""
+    return open_image(path, turn=lambda image: image, convert=normalise)  # which turns it
 
 
 def normalise(image: Image.Image) -> Image.Image:
     """Any PIL image (of an animation the first frame) as 8-bit RGB, RGBA, L or LA, upright.
 
-    Its `info` keeps "icc_profile" and "exif" where they still hold: CMYK becomes sRGB, 16 bits become 8, and
+    Its `info` keeps "icc_profile", "exif" and "dpi" where they still hold: CMYK becomes sRGB, 16 bits become 8, and
     the EXIF orientation goes, as do thumbnails. The original is not changed.
     ValueError for modes without a defined brightness ("F") and without a way to RGB.
     """
     if getattr(image, "is_animated", False):
         image.seek(0)
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     info = {"exif": described(image), "icc_profile": image.info.get("icc_profile"), "dpi": image.info.get("dpi")}
     image = to_8_bits(image)
-    if image.mode == "CMYK":
-        image, info["icc_profile"] = cmyk_to_rgb(image, info["icc_profile"]), None
+    if image.mode == "CMYK":  # by the plain formula where it has no profile that can be used, as viewers do
+        profile, info["icc_profile"] = info["icc_profile"], None
+        image = profile and converted(image, profile, None) or image.convert("RGB")
     elif image.mode in ("1", "La"):
         image = image.convert("L" if image.mode == "1" else "LA")
     elif "transparency" in image.info or image.mode in ("PA", "RGBa"):
@@ -68,44 +59,43 @@ def described(image):
         for tag in EXIF_DROPPED:
             new.get(ExifTags.IFD.Exif, {}).pop(tag, None)
         return new.tobytes() if len(new) else None
-    except (*BROKEN, AttributeError):
+    except (*UNREADABLE, AttributeError):
         return None
 
 
-def cmyk_to_rgb(image, profile):
-    """CMYK to sRGB by its colour profile; by the plain formula where it has none or a broken one."""
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # the plain formula is what viewers fall back to as well
-    return image.convert("RGB")
+def converted(image, source, target):
+    """An RGB or CMYK image of colour profile `source` as RGB of `target` (ICC bytes, None = sRGB); None if one of them
+    cannot be used."""
+    srgb = ImageCms.createProfile("sRGB")
+    try:
+        source, target = (ImageCms.ImageCmsProfile(io.BytesIO(p)) if p else srgb for p in (source, target))
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
 
 
 def to_profile(image: Image.Image, profile) -> Image.Image:
-    """A normalised image in the colours of `profile` (ICC bytes, None = sRGB), so that it fits on a picture
+    """A normalised image in the colours of `profile` (ICC bytes, None = sRGB), so that it fits on an image
     that has it. Unchanged where both agree or either profile cannot be used."""
     own = image.info.get("icc_profile")
-    if own == profile:
+    out = None if own == profile else converted(image.convert("RGB"), own, profile)
+    if out is None:
         return image
-    alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
-    srgb = ImageCms.createProfile("sRGB")
-    try:
-        source, target = (ImageCms.ImageCmsProfile(io.BytesIO(p)) if p else srgb for p in (own, profile))
-        converted = ImageCms.profileToProfile(image.convert("RGB"), source, target)
-    except (ImageCms.PyCMSError, OSError):
-        return image
-    if alpha is not None:
-        converted.putalpha(alpha)
-    converted.info = dict(image.info, icc_profile=profile)
-    return converted
+    if image.mode in ("RGBA", "LA"):
+        out.putalpha(image.getchannel("A"))
+    out.info = dict(image.info, icc_profile=profile)
+    return out
 
 
 def split(image: Image.Image):
-    """A normalised image -> its colours (H, W, 3) uint8 and its alpha (H, W) uint8 or None."""
-    alpha = np.asarray(image.getchannel("A")) if image.mode in ("RGBA", "LA") else None
-    return np.asarray(image.convert("RGB")), alpha
+    """A normalised image -> its colours (H, W, 3) uint8, its alpha (H, W) uint8 or None, and what viewers show, the
+    colours over white."""
+    rgb = np.asarray(image.convert("RGB"))
+    if image.mode not in ("RGBA", "LA"):
+        return rgb, None, rgb
+    white, alpha = Image.new("RGB", image.size, "white"), image.getchannel("A")
+    white.paste(image, mask=alpha)
+    return rgb, np.asarray(alpha), np.asarray(white)
 
 
 def merge(rgb: np.ndarray, alpha, like: Image.Image, mode=None) -> Image.Image:
@@ -121,38 +111,24 @@ def merge(rgb: np.ndarray, alpha, like: Image.Image, mode=None) -> Image.Image:
     return image
 
 
-def over_white(rgb: np.ndarray, alpha) -> np.ndarray:
-    """What a viewer shows, and what crops for training are cut from: transparency laid over white."""
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", (rgb.shape[1], rgb.shape[0]), "white")
-    white.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
-    return np.asarray(white)
-
-
 def save(image: Image.Image, path):
-    """Write `image` with its description; `path` holds either what was there or the whole new file.
+    """Write `image` with its description, whole, in the format of FORMATS that `path` ends in.
 
-    ValueError for what the format cannot hold.
+    UserError for what the format cannot hold.
     """
     ending = os.path.splitext(path)[1][1:]
     if ending == "jpg" and image.mode in ("RGBA", "LA"):
-        raise ValueError("jpg has no transparency: choose png, tiff or webp")
-    described_by = {k: image.info[k] for k in ("icc_profile", "exif", "dpi") if k in image.info}
-    options = dict(FORMATS[ending])
-    if ending == "tiff" and has_folders(described_by.get("exif")):
-        options["compression"] = None  # Pillow's compressed TIFFs cannot hold what a camera says of a photograph
-    folder, name = os.path.split(path)
-    part = os.path.join(folder, f".{os.getpid()}.{name}")
-    os.makedirs(folder or ".", exist_ok=True)
+        raise UserError("jpg has no transparency: choose png, tiff or webp")
+    info = {k: image.info[k] for k in ("icc_profile", "exif", "dpi") if k in image.info}
+    name, options = FORMATS[ending]
+    if ending == "tiff" and has_folders(info.get("exif")):
+        options = {}  # Pillow's compressed TIFFs cannot hold what a camera says of a photograph
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
-        image.save(part, "JPEG" if ending == "jpg" else ending.upper(), **options, **described_by)
-        os.replace(part, path)
-    except RuntimeError as error:  # libtiff's
-        raise ValueError(f"cannot write {path}: {error}; choose another --format") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+        with written_whole(path) as file:
+            image.save(file, name, **options, **info)
+    except (RuntimeError, ValueError) as error:  # libtiff's; the largest sides that formats have
+        raise UserError(f"cannot write {path}: {error}; choose another --format") from error
 
 
 def has_folders(exif):

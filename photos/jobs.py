@@ -1,30 +1,36 @@
-"""Which photographs `python photo.py` works on, with which boxes, and what its results are called.
+"""Which photographs `python photo.py` works on, with which boxes, what is done with each, and where its results go:
 
-`args` are its parsed options.
+    OUT/KIND/NAME.png, OUT/KIND/NAME_2.png, ...
+
+of its first object, its second and so on. KIND is one of KINDS; NAME is the photograph's whole name, below the folders
+that it has in --images: OUT/cut/sub/dog.jpg.png. `args` are the options of photo.py.
 """
 import os
-import posixpath
-import re
-from collections import Counter
+import sys
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
-from crops import annotations as sources
+from crops import annotations
 from crops.rules import name_hash
-from photos import files as photofile
+from images import UNREADABLE, UserError, list_images, stored_size
+from photos import edit, files
+
+KINDS = {"cut": ("cut", "cut_mask"), "remove": ("removed", "removed_mask"), "paste": ("pasted", "coarse", "pasted_mask")}
 
 
 class Job(NamedTuple):
     """One photograph to work on."""
 
-    file: str  # name in messages and, without its ending, of the results
+    file: str  # its name in messages and of its results
     path: str
     boxes: list | None  # x, y, w, h each, upright; None = the detector's
-    photo: sources.Photo | None = None  # from an annotation file, whose boxes may have to be turned
+    photo: annotations.Photo | None = None  # from an annotation file, whose boxes may have to be turned
 
 
-class Problems(sources.Skips):
+class Problems(annotations.Skips):
     """What the readers of annotation files could not use, one by one."""
 
     def __init__(self):
@@ -37,107 +43,70 @@ class Problems(sources.Skips):
 
 
 def check(args):
-    """One line for what argparse cannot see."""
-    if (args.image is None) == (args.images is None):
-        raise ValueError("give either one photograph with --box, or --images DIR with --boxes")
-    if args.image and bool(args.box) == (args.boxes is not None):
-        raise ValueError("one photograph takes --box X,Y,W,H, or --boxes detect")
+    """UserError for options that contradict each other, which argparse cannot see."""
     if args.image and args.boxes not in (None, "detect"):
-        raise ValueError(f"--boxes {args.boxes} goes with --images DIR; one photograph takes --box or --boxes detect")
-    if args.images and (args.box or not args.boxes):
-        raise ValueError("--images takes --boxes FILE or --boxes detect, not --box")
+        raise UserError(f"--boxes {args.boxes} goes with --images DIR; one photograph takes --box or --boxes detect")
+    if args.images and args.box:
+        raise UserError("--images takes --boxes FILE or --boxes detect, not --box")
     if args.images and not os.path.isdir(args.images):
         raise FileNotFoundError(f"no folder {args.images}: --images takes a folder of photographs")
-    if args.images and os.path.isdir(args.out) and os.path.samefile(args.out, args.images):
-        raise ValueError(f"--out is the folder of --images, {args.images}: choose another")
-    if not 0 <= args.score <= 1:
-        raise ValueError(f"--score must be from 0 to 1, got {args.score}")
-    for name in ("dilate", "erode"):
-        if (getattr(args, name) or 0) < 0:
-            raise ValueError(f"--{name} must be at least 0, got {getattr(args, name)}")
+    for folder in (args.out, *(os.path.join(args.out, kind) for kind in KINDS[args.command])):
+        if args.images and os.path.isdir(folder) and os.path.samefile(folder, args.images):
+            raise UserError(f"--out {args.out} would put results among the photographs of --images: choose another")
     if args.command == "cut" and args.format == "jpg":
-        raise ValueError("--format jpg has no transparency: cut takes png, tiff or webp")
+        raise UserError("--format jpg has no transparency: cut takes png, tiff or webp")
 
 
 def find_jobs(args):
     """The photographs to work on, and lines about what an annotation file holds that cannot be used."""
-    problems = Problems()
     if args.image:
         return [Job(os.path.basename(args.image), args.image, args.box)], []
     if args.boxes == "detect":
-        names = sources.list_images(args.images, {os.path.realpath(args.out)})  # results of earlier runs are no input
-        return [Job(name, f"{args.images}/{name}", None) for name in names], []
-    readers = {".json": sources.read_coco, ".csv": sources.read_csv, ".jsonl": sources.read_detections}
+        return [Job(name, f"{args.images}/{name}", None) for name in photographs(args.images, args.out)], []
+    readers = {".json": annotations.read_coco, ".csv": annotations.read_csv, ".jsonl": annotations.read_detections}
     read = readers.get(os.path.splitext(args.boxes)[1].lower())
     if read is None:
-        raise ValueError(f"--boxes must be detect or a file that ends in {', '.join(readers)}, got {args.boxes!r}")
+        raise UserError(f"--boxes must be detect or a file that ends in {', '.join(readers)}, got {args.boxes!r}")
     if not os.path.isfile(args.boxes):
         raise FileNotFoundError(f"no file {args.boxes}: --boxes takes one with boxes, or detect")
-    least = args.score if read is sources.read_detections else 0
-    jobs = []
+    least = args.score if read is annotations.read_detections else 0
+    jobs, problems = [], Problems()
     for photo in read(args.images, args.boxes, problems):
         boxes = [box[:4] for box in photo.boxes if not box.crowd and box.score >= least
                  and (not args.classes or box.name in args.classes)]
         if boxes:
             jobs.append(Job(photo.file, photo.path, boxes, photo))
     if not jobs:
-        raise ValueError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
-                         + f" with a score of {least} or more: lower --score" * bool(least))
+        raise UserError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
+                        + f" with a score of {least} or more: lower --score" * bool(least))
     return jobs, problems.lines
 
 
-def names_of_results(jobs, numbered=True):
-    """{file: name of its results}: without the ending, with it where results would be called alike on some system,
-    and with a hash where even that does not help.
-
-    numbered: several objects of a photograph have a result each, NAME_1, NAME_2 and so on.
-    """
-    attempts = dict.fromkeys((job.file for job in jobs), 0)
-    several = {job.file for job in jobs if numbered and (job.boxes is None or len(job.boxes) > 1)}
-    while True:
-        names = {file: name_of_results(file, n) for file, n in attempts.items()}
-        plain = {file: name.casefold() for file, name in names.items()}
-        count, series = Counter(plain.values()), {plain[file] for file in several}
-        unclear = []
-        for file, name in plain.items():
-            head = re.fullmatch(r"(.+)_[1-9][0-9]*", name, re.DOTALL)
-            if count[name] > 1 or head and head[1] in series:
-                unclear.append(file)
-        if not unclear:
-            return names
-        for file in unclear:
-            attempts[file] += 1
-
-
-def name_of_results(file, attempt):
-    """dog, dog_jpg, then dog_jpg_1c0ffee5 and on."""
-    path = posixpath.normpath(file)
-    if attempt == 0:
-        return os.path.splitext(path)[0]
-    return path.replace(".", "_") + (f"_{name_hash(file, attempt):016x}"[:9] if attempt > 1 else "")
+def photographs(folder, out):
+    """Names of the image files below `folder` but those below `out`, results of earlier runs. UserError if none."""
+    names = list_images(folder, below=True, without={os.path.realpath(out)})
+    if not names:
+        raise UserError(f"no image in {folder}: it must hold photographs that are not hidden")
+    return names
 
 
 def upright_boxes(job):
     """The boxes of `job` in its photograph turned upright. Annotation files mean the pixels as stored, unless
-    the size they give fits the upright photograph only. ValueError where neither has that size."""
+    the size they give fits the upright photograph only. UserError where neither has that size."""
     if job.photo is None or job.photo.upright:
         return job.boxes
     try:
-        with Image.open(job.path) as image:
-            size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
-            if image.format == "TIFF":  # Pillow gives the size as turned
-                size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        size, orientation = stored_size(job.path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no file {job.path}") from None
-    except photofile.BROKEN as error:
-        raise ValueError(f"cannot read {job.path} as a photograph: {error}") from error
+        raise FileNotFoundError(f"no image {job.path}") from None
+    except UNREADABLE as error:
+        raise OSError(f"cannot read the image {job.path} ({error})") from error
     annotated = (job.photo.width, job.photo.height)
     if annotated == size:
         return [turn(box, orientation, size) for box in job.boxes]
     if annotated == size[::-1] and orientation in (5, 6, 7, 8):
         return job.boxes
-    raise ValueError(f"{job.path} has {size[0]} x {size[1]} pixels, its annotation says "
-                     f"{annotated[0]} x {annotated[1]}")
+    raise UserError(f"{job.path} has {size[0]} x {size[1]} pixels, its annotation says {annotated[0]} x {annotated[1]}")
 
 
 def turn(box, orientation, size):
@@ -148,3 +117,87 @@ def turn(box, orientation, size):
     if orientation in (3, 4, 6, 7):
         y = size[1] - y - h  # seen from below
     return (y, x, h, w) if orientation in (5, 6, 7, 8) else (x, y, w, h)
+
+
+def check_boxes(boxes, size):
+    """UserError that names every box without an area in a photograph of `size`."""
+    bad = []
+    for i, box in enumerate(boxes, 1):
+        try:
+            edit.check_box(box, size)
+        except UserError as error:
+            bad.append(f"box {i} of {len(boxes)}: {error}" if len(boxes) > 1 else str(error))
+    if bad:
+        raise UserError("; ".join(bad))
+
+
+class Worker:
+    """One command with its model, its detector where it has one, and its backgrounds, for all photographs."""
+
+    def __init__(self, args, model, detector=None):
+        self.args, self.model, self.detector, self.backgrounds = args, model, detector, []
+        self.dilate = -args.erode if args.erode is not None else args.dilate
+        if args.command == "paste":
+            drawn_from = args.background
+            self.backgrounds = [drawn_from] if not os.path.isdir(drawn_from) else [
+                os.path.join(drawn_from, name) for name in photographs(drawn_from, args.out)]
+
+    def run(self, job):
+        """Do one photograph. True if written, False if all its results exist. UserError or OSError if it fails."""
+        image = files.open_photo(job.path) if job.boxes is None else None
+        boxes = self.detected(image) if image else upright_boxes(job)
+        targets = self.targets(job, len(boxes))
+        kept = self.kept(job, [path for paths in targets for path in paths])
+        if kept.issuperset(path for paths in targets for path in paths):
+            return False
+        image = image or files.open_photo(job.path)
+        check_boxes(boxes, image.size)  # all of them before anything is written
+        for i, paths in enumerate(targets):
+            if kept.issuperset(paths):
+                continue
+            results = self.results(job, image, boxes, i)
+            if results[-1].getextrema()[1] < 128:
+                tqdm.write(f"photo.py: {job.file}: the mask of box {i + 1} is empty: no pixel of it reaches ½; "
+                           "check the box, or train longer", file=sys.stderr)
+            for path, result in zip(paths, results, strict=True):
+                if path not in kept:
+                    files.save(result, path)
+        return True
+
+    def detected(self, image):
+        boxes = [box[:4] for box in edit.detect(self.detector, image, self.args.score, self.args.classes)]
+        if not boxes:
+            raise UserError(f"no object found with a score of {self.args.score} or more: lower --score, or give a box")
+        return boxes
+
+    def targets(self, job, count):
+        """Paths of the results for `count` boxes, a tuple each; one tuple where all objects are removed."""
+        args, kinds = self.args, KINDS[self.args.command]
+        return [tuple(os.path.join(args.out, kind, f"{job.file}{number}.{'png' if 'mask' in kind else args.format}")
+                      for kind in kinds)
+                for number in ["", *(f"_{i}" for i in range(2, count + 1) if args.command != "remove")]]
+
+    def kept(self, job, paths):
+        """Those of the results' `paths` that exist and are to stay, as of a folder's run that was stopped."""
+        existing = [path for path in paths if os.path.exists(path)]
+        for path in existing:
+            if any(os.path.samefile(path, taken) for taken in (job.path, *self.backgrounds)):
+                raise UserError(f"the result {path} would replace an input: choose another --out")
+        if existing and self.args.image and not self.args.overwrite:
+            raise UserError(f"{existing[0]} exists: choose another --out, or --overwrite")
+        return set() if self.args.overwrite else set(existing)
+
+    def results(self, job, image, boxes, i):
+        """The images of result number `i`, in the order of `KINDS`."""
+        args, model = self.args, self.model
+        if args.command == "cut":
+            return edit.cut(model, image, boxes[i], self.dilate or 0)
+        if args.command == "paste":
+            drawn = self.backgrounds[name_hash(f"{job.file}/{i}", args.seed) % len(self.backgrounds)]
+            background = files.open_photo(drawn)
+            return edit.paste(model, image, boxes[i], background, args.at, args.seed, self.dilate or 0, args.raw)
+        touched = np.zeros(image.size[::-1], np.uint8)
+        for box in boxes:  # one after the other: each hole is filled beside the earlier fills
+            image, mask = edit.remove(model, image, box, args.seed, self.dilate, args.raw)
+            touched = np.maximum(touched, np.asarray(mask))
+        return image, Image.fromarray(touched)

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
+from images import UserError
+
 STRIP = 256  # rows done at a time
 FINER = 2  # the guided filter's grid, in cells per mask pixel
 RADIUS = 3  # of the guided filter, cells: 1.5 mask pixels
@@ -21,31 +23,26 @@ HAZE = 0.1  # alpha below it becomes 0, above 1 - HAZE 1: the linear model leave
 
 
 def hull(window, width: int, height: int):
-    """The region of a width x height photograph that `window` touches; ValueError where it touches none."""
+    """The region of a width x height photograph that `window` touches; UserError where it touches none."""
     x0, y0, w, h = window
     left, top = max(math.floor(x0), 0), max(math.floor(y0), 0)
     right, bottom = min(math.ceil(x0 + w), width), min(math.ceil(y0 + h), height)
     if left >= right or top >= bottom:
-        raise ValueError(f"the window {window} lies outside the picture of {width} x {height} pixels")
+        raise UserError(f"the window {window} lies outside the image of {width} x {height} pixels")
     return left, top, right, bottom
 
 
 def reflect(start: int, stop: int, n: int) -> np.ndarray:
     """Indices that continue 0..n-1 by reflection without repeating the edge, for the places start..stop-1."""
-    if n == 1:
-        return np.zeros(stop - start, np.intp)
-    place = np.arange(start, stop) % (2 * n - 2)
-    return np.minimum(place, 2 * n - 2 - place)
+    before = max(-start, 0)
+    return np.pad(np.arange(n), (before, max(stop - n, 0)), mode="reflect")[start + before:stop + before]
 
 
 def crop(photo: np.ndarray, window, width: int, height: int, beyond: str = "reflect") -> np.ndarray:
-    """`window` of a photograph as (height, width[, channels]) uint8, in one antialiased bicubic step.
+    """`window` of a photograph (H, W[, 3 or 4]) uint8, the fourth channel alpha, as (height, width[, channels]) uint8.
 
-    Args:
-        photo: (H, W[, 3 or 4]) uint8; the fourth channel is alpha.
-        beyond: where the window leaves the photograph: "reflect" or "zero" (black, transparent).
-
-    A window of whole pixels that keeps its size is copied.
+    One antialiased bicubic step; a window of whole pixels that keeps its size is copied.
+    beyond: what lies beyond the photograph's border: "reflect" or "zero" (black, transparent).
     """
     x0, y0, w, h = window
     # what a bicubic kernel reads beyond the window, as when the window lies deep inside
@@ -66,11 +63,6 @@ def crop(photo: np.ndarray, window, width: int, height: int, beyond: str = "refl
         return part[int(y0) - top:int(y0) - top + height, int(x0) - left:int(x0) - left + width]
     box = (x0 - left, y0 - top, x0 - left + w, y0 - top + h)
     return np.asarray(Image.fromarray(part).resize((width, height), Image.BICUBIC, box=box))
-
-
-def resize(planes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(C, h, w) -> (C, height, width), bilinear, antialiased where it shrinks."""
-    return np.stack([np.asarray(Image.fromarray(p).resize((width, height), Image.BILINEAR)) for p in planes])
 
 
 class Planes:
@@ -109,25 +101,19 @@ def inside(region, outer):
 
 def box_mean(planes: np.ndarray, radius: int) -> np.ndarray:
     """Mean over squares of side 2·radius + 1, cut off at the border: (..., h, w) float64 likewise. O(1) a pixel."""
-    for axis in (-1, -2):
-        n = planes.shape[axis]
-        total = np.cumsum(planes, axis, dtype=np.float64)
-        total = np.concatenate([np.zeros_like(total.take([0], axis)), total], axis)
-        low, high = np.maximum(np.arange(n) - radius, 0), np.minimum(np.arange(n) + radius + 1, n)
-        planes = total.take(high, axis) - total.take(low, axis)
-        planes /= (high - low) if axis == -1 else (high - low)[:, None]
+    for _ in "across", "down":
+        n = np.arange(planes.shape[-1])
+        low, high = np.maximum(n - radius, 0), np.minimum(n + radius + 1, len(n))
+        total = np.insert(np.cumsum(planes, -1, dtype=np.float64), 0, 0, -1)
+        planes = ((total[..., high] - total[..., low]) / (high - low)).swapaxes(-1, -2)
     return planes
 
 
 def guided_filter(guide: np.ndarray, p: np.ndarray, radius: int, eps: float):
-    """The guided filter (He, Sun, Tang, ECCV 2010, eq. 19-21) with a colour guide, as its linear model.
+    """The guided filter (He, Sun, Tang, ECCV 2010, eq. 19-21) of p (h, w) with a colour guide I (3, h, w) in [0, 1].
 
-    Args:
-        guide: I (3, h, w) in [0, 1]; p: what to filter, (h, w).
-
-    Returns:
-        a (3, h, w), b (h, w), so that the result is q = a·I + b; at another resolution of I, too
-        (He and Sun, "Fast Guided Filter", 2015).
+    Returns a (3, h, w), b (h, w), so that the result is q = a·I + b; at another resolution of I, too (He and Sun,
+    "Fast Guided Filter", 2015).
     """
     mean, mean_p = box_mean(guide, radius), box_mean(p, radius)
     covariance = box_mean(guide * p, radius) - mean * mean_p
@@ -142,20 +128,17 @@ def guided_filter(guide: np.ndarray, p: np.ndarray, radius: int, eps: float):
 
 
 def upsample_mask(photo: np.ndarray, mask: np.ndarray, window, region) -> np.ndarray:
-    """Carry a mask over `window` to the photograph's pixels, its edges drawn to the photograph's.
+    """Carry a mask (h, w) in [0, 1], 1 = object, over `window` to the pixels of `photo` (H, W, 3), drawn to its edges.
 
-    Args:
-        photo: (H, W, 3) uint8; mask: (h, w) in [0, 1], 1 = object.
-
-    Returns:
-        alpha over `region`, uint8, 255 = object. It stays within what the mask says one pixel further
-        in any direction, so that the guide can move an edge but not make or lose an object.
+    Returns alpha over `region`, uint8, 255 = object. It stays within what the mask says one pixel further in any
+    direction, so that the guide can move an edge but not make or lose an object.
     """
     rows, columns = (FINER * n for n in mask.shape)
     guide = crop(photo, window, columns, rows).transpose(2, 0, 1) / 255
-    a, b = guided_filter(guide, resize(mask[None], columns, rows)[0], RADIUS, EPS)
+    p = np.asarray(Image.fromarray(mask).resize((columns, rows), Image.BILINEAR))
+    a, b = guided_filter(guide, p, RADIUS, EPS)
     model = Planes(np.concatenate([a, b[None]]), window)
-    limits = Planes(np.stack([-_local_maximum(-mask), _local_maximum(mask)]), window)
+    limits = Planes(np.stack([-maximum(-mask, 1), maximum(mask, 1)]), window)
     alpha = np.empty((region[3] - region[1], region[2] - region[0]), np.uint8)
     for strip in strips(region):
         linear, limit = model.at(strip), limits.at(strip)
@@ -166,29 +149,22 @@ def upsample_mask(photo: np.ndarray, mask: np.ndarray, window, region) -> np.nda
     return alpha
 
 
-def _local_maximum(mask):
-    """Maximum over 3x3 pixels."""
-    p = np.pad(mask, 1, mode="edge")
-    p = np.maximum(np.maximum(p[:-2], p[1:-1]), p[2:])
-    return np.maximum(np.maximum(p[:, :-2], p[:, 1:-1]), p[:, 2:])
+def maximum(values: np.ndarray, radius: int) -> np.ndarray:
+    """Maximum over squares of side 2·radius + 1, cut off at the border: (h, w) likewise. O(log radius) a pixel."""
+    for _ in "down", "across":
+        reach = min(radius, len(values) - 1)
+        values, width = np.pad(values, ((reach, reach), (0, 0)), mode="edge"), 1  # width: of what each place has seen
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            values = np.maximum(values[:-step], values[step:])
+            width += step
+        values = values.T
+    return values
 
 
 def grow(alpha: np.ndarray, radius: int) -> np.ndarray:
-    """Maximum of (h, w) uint8 over squares of side 2·radius + 1; minimum (erosion) for a negative radius."""
-    if radius < 0:
-        return 255 - grow(255 - alpha, -radius)
-    out = alpha.copy()
-    for view in (out, out.T):
-        reach = 0
-        while reach < radius:  # shifted copies that touch: 3, 9, 27, ... px in a step each
-            shift = min(radius - reach, 2 * reach + 1, len(view) - 1)
-            if shift <= 0:
-                break
-            before = view.copy()
-            np.maximum(view[shift:], before[:-shift], out=view[shift:])
-            np.maximum(view[:-shift], before[shift:], out=view[:-shift])
-            reach += shift
-    return out
+    """`maximum` of (h, w) uint8; the minimum (erosion) for a negative radius."""
+    return maximum(alpha, radius) if radius >= 0 else 255 - maximum(255 - alpha, -radius)
 
 
 def feather(alpha: np.ndarray, radius: int) -> np.ndarray:
@@ -198,23 +174,15 @@ def feather(alpha: np.ndarray, radius: int) -> np.ndarray:
 
 
 def taper(region, photo_size, width: float, height: float):
-    """Weights that fall from 1 to 0 towards the borders of `region`, except where the photograph ends there too.
-
-    Args:
-        photo_size: (width, height), pixels; width, height: how far the fall reaches, pixels.
-
-    Returns:
-        (h, 1) and (1, w) float32, to be multiplied.
-    """
+    """Weights that fall from 1 to 0 over `width` and `height` pixels towards the borders of `region`, except where the
+    photograph, of photo_size (width, height), ends there too: (h, 1) and (1, w) float32, to be multiplied."""
     def ramp(start, stop, end, reach):
         i = np.arange(stop - start, dtype=np.float32) + 0.5
-        first = i if start > 0 else np.inf
-        distance = np.minimum(first, i[::-1] if stop < end else np.inf) / max(reach, 1)
-        return 0.5 - 0.5 * np.cos(np.pi * np.minimum(distance + np.zeros_like(i), 1))
+        distance = np.minimum(i if start > 0 else np.inf, i[::-1] if stop < end else np.inf) / max(reach, 1)
+        return (0.5 - 0.5 * np.cos(np.pi * np.minimum(distance + np.zeros_like(i), 1))).astype(np.float32)
 
     left, top, right, bottom = region
-    return (ramp(top, bottom, photo_size[1], height)[:, None].astype(np.float32),
-            ramp(left, right, photo_size[0], width)[None].astype(np.float32))
+    return ramp(top, bottom, photo_size[1], height)[:, None], ramp(left, right, photo_size[0], width)[None]
 
 
 # --- colours ---
@@ -235,13 +203,11 @@ def _blur_fusion(image, foreground, background, alpha, radius, power):
 def foreground(photo: np.ndarray, alpha: np.ndarray, window, region, rows: int, columns: int) -> np.ndarray:
     """The object's own colour where its edge mixes with the surroundings.
 
-    Args:
-        photo: (H, W, 3) uint8; alpha: over `region`, uint8.
-        rows, columns: of the grid on which the neighbourhood's colours are averaged, over `window`.
+    photo: (H, W, 3) uint8; alpha: over `region`, uint8; rows, columns: of the grid over `window` on which the
+    neighbourhood's colours are averaged.
 
-    Returns:
-        F over `region`, (h, w, 3) uint8: the photograph where alpha is 255, drawn to the colour of the
-        nearby object where it is less, 0 where alpha is 0.
+    Returns F over `region`, (h, w, 3) uint8: the photograph where alpha is 255, drawn to the colour of the nearby
+    object where it is less, 0 where alpha is 0.
     """
     local = (window[0] - region[0], window[1] - region[1], *window[2:])
     image = crop(photo, window, columns, rows).transpose(2, 0, 1) / 255
@@ -261,18 +227,10 @@ def foreground(photo: np.ndarray, alpha: np.ndarray, window, region, rows: int, 
 
 
 def membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Continue `values` smoothly where they are not known: Laplace's equation, coarse to fine.
-
-    Args:
-        values: (C, h, w); known: (h, w) bool.
-
-    Returns:
-        (C, h, w): `values` where known, elsewhere a surface through their rim; 0 if nothing is known.
-    """
-    if not known.any():
-        return np.zeros_like(values)
-    if known.all():
-        return values
+    """`values` (C, h, w) where `known` (h, w) bool, elsewhere a smooth surface through their rim, 0 if nothing is known:
+    Laplace's equation, coarse to fine."""
+    if known.all() or not known.any():
+        return values * known
     rows, columns = known.shape
     pad = ((0, rows % 2), (0, columns % 2))
 

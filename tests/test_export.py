@@ -1,19 +1,23 @@
 """Exported programs against the model, at sizes that they were not traced with."""
+import json
+
 import pytest
 import torch
 
 import photo
+from baselines.nocycle import NoCycle
+from baselines.supervised import Supervised, Trainer
 from networks import pad_to_multiple
 from photos import export
 from running.checkpoint import save_checkpoint
-from seigan import SEIGAN, Trainer
+from seigan import SEIGAN
 
 WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]
 
 
-def build(mode="seigan", **options):
+def build(method=SEIGAN, **options):
     torch.manual_seed(0)
-    model = SEIGAN(mode, size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, **options)
+    model = method(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, **options)
     for p in model.parameters():  # far from the small initial weights, so that a wrong input shows
         torch.nn.init.normal_(p, 0, 0.2)
     return model.eval().requires_grad_(False)
@@ -55,15 +59,15 @@ def test_reported_differences(exported):
 
 
 def test_the_parity_check_sees_a_difference():
-    model = build()
-    program = export.Inpaint(model)
-    stride = 8
+    model, inputs = build(), export.PROGRAMS["inpaint"][2]
+    program = export.Inpaint(export.any_size(model.G_inp), 0)
 
-    def wrong(values):
-        return program(values["image"], values["mask"], -values["noise"])
+    def wrong(image, mask, noise):
+        return program(image, mask, -noise)
 
-    assert export.compare(model, "inpaint", stride, lambda v: program(*v.values())) < 1e-4
-    assert export.compare(model, "inpaint", stride, wrong) > 1e-3
+    own = export.Inpaint(model.G_inp, 0)
+    assert export.compare(own, inputs, 8, model.size, program) < 1e-4
+    assert export.compare(own, inputs, 8, model.size, wrong) > 1e-3
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (17, 30), (23, 25)])
@@ -72,26 +76,59 @@ def test_padding_is_the_networks_own(height, width):
     seen = []
 
     class Net(torch.nn.Module):
+        stride = 8
+
         def forward(self, padded):
             seen.append(padded)
             return padded
 
-    assert torch.equal(export.AnySize(Net(), 8)(image), image)
+    assert torch.equal(export.AnySize(Net())(image), image)
     assert torch.equal(seen[0], pad_to_multiple(image, 8))
 
 
-def test_modes_export_what_they_trained(tmp_path):
-    assert set(export.export_model(build("supervised"), str(tmp_path), onnx=False)) == {"segment.pt2"}
-    assert export.PROGRAMS["enhance"][3] == ("seigan", "nocycle")
+@pytest.mark.parametrize("method, names", [(Supervised, {"segment"}), (NoCycle, {"segment", "enhance"})])
+def test_models_export_the_networks_that_they_have(method, names, tmp_path):
+    assert set(export.export_model(build(method), str(tmp_path), onnx=False)) == {f"{name}.pt2" for name in names}
+    assert set(json.loads((tmp_path / "export.json").read_text())) == names
 
 
 def test_without_box_prior(tmp_path):
-    model = build("supervised", box_prior=0.0)
+    model = build(Supervised, box_prior=0.0)
     assert export.export_model(model, str(tmp_path), onnx=False)["segment.pt2"] < 1e-5
+
+
+def test_programs_say_what_they_take(exported):
+    model, folder, _ = exported
+    told = json.loads((folder / "export.json").read_text())
+    assert told["segment"]["size"] == 32 and told["segment"]["box_prior"] == 1.1
+    assert told["segment"]["crop_rule"] == {"fit": "warp", "object_size": 100, "crop_size": 128}
+    assert "by 1.28 in" in told["segment"]["crop"] and "32 x 32 px" in told["segment"]["crop"]
+    for name, facts in told.items():
+        inside = {"export.json": ""}
+        program = torch.export.load(str(folder / f"{name}.pt2"), extra_files=inside)
+        assert json.loads(inside["export.json"]) == facts
+        assert list(facts["inputs"]) == list(program.graph_signature.user_inputs)
+    texts = {k: v for facts in told.values() for k, v in (facts["inputs"] | facts["output"]).items()}
+    assert all("float32 (N, " in text for text in texts.values())
+    for name, text in {"image": "[0, 1]", "mask": "1 = object", "box": "left, top", "noise": "standard normal"}.items():
+        assert text in texts[name]
+    rule = {"fit": "keep", "object_size": 50, "crop_size": 100}
+    assert "its side 2 times" in export.facts(build(crop_rule=rule), "inpaint")["crop"]
+
+
+def test_a_full_disk_leaves_no_half_program(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "written_whole", full)
+    with pytest.raises(OSError):
+        export.export_model(build(Supervised), str(tmp_path), onnx=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"ONNX NOT TESTED: {', '.join(WITHOUT_ONNX)} not installed")
 def test_onnx(tmp_path):
+    import onnx
     import onnxruntime
 
     model = build()
@@ -99,6 +136,16 @@ def test_onnx(tmp_path):
     assert len(differences) == 6 and all(d < 1e-3 for d in differences.values()), differences
     session = onnxruntime.InferenceSession(str(tmp_path / "inpaint.onnx"), providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == ["image", "mask", "noise"]
+    for name, (_, _, takes, output) in export.PROGRAMS.items():
+        program, facts = onnx.load(tmp_path / f"{name}.onnx"), export.facts(model, name)
+        shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+                  for v in (*program.graph.input, *program.graph.output)}
+        colours, grey = ["N", 3, "H", "W"], ["N", 1, "H", "W"]
+        assert shapes == {v: ["N", 4] if v == "box" else grey if v in ("mask", "noise") else colours
+                          for v in (*takes, output)}
+        props = {p.key: p.value for p in program.metadata_props}
+        assert props["crop"] == facts["crop"] and props["size"] == "32"
+        assert json.loads(props["inputs"]) == facts["inputs"]
     for n, height, width in SIZES:
         image, _, mask, noise, _ = inputs(n, height, width)
         out = session.run(["removed"], {"image": image.numpy(), "mask": mask.numpy(), "noise": noise.numpy()})[0]
@@ -108,9 +155,9 @@ def test_onnx(tmp_path):
 
 def test_command(tmp_path, capsys, monkeypatch):
     (tmp_path / "runs" / "exp").mkdir(parents=True)
-    model = build("supervised")
+    model = build(Supervised)
     save_checkpoint(str(tmp_path / "runs" / "exp" / "latest.pt"),
-                    {"config": model.config, "options": {}, **Trainer(model).state_dict()})
+                    {"method": "supervised", "config": model.config, **Trainer(model, lr=1e-4).state_dict()})
     argv = ["export", "--checkpoints_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--name"]
     monkeypatch.setattr(export, "has", lambda *packages: False)
     assert photo.main([*argv, "exp"]) == 0

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
 import photo
-from crops import annotations as sources
-from photos import files as photofile
-from photos import jobs as photojobs
+from baselines.nocycle import NoCycle
+from crops.annotations import Photo
+from photos import edit, files, jobs
 from running.checkpoint import save_checkpoint
 from seigan import SEIGAN, Trainer
 
@@ -25,19 +26,24 @@ from seigan import SEIGAN, Trainer
 def run_folder(tmp_path_factory):
     """A folder of runs with one, "exp"."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    (folder / "exp").mkdir()
-    model = build(rule={"fit": "warp", "object_size": 100, "crop_size": 128})
-    state = {"config": model.config, "options": {}, **Trainer(model).state_dict()}
-    save_checkpoint(str(folder / "exp" / "latest.pt"), state)
+    save(folder / "exp", build(rule={"fit": "warp", "object_size": 100, "crop_size": 128}), "seigan")
     return folder
+
+
+def save(folder, model, method):
+    folder.mkdir()
+    save_checkpoint(str(folder / "latest.pt"), {"method": method, "config": model.config, **Trainer(model).state_dict()})
 
 
 @pytest.fixture
 def call(run_folder, tmp_path, capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
-    def run(*argv):
-        model = ["--checkpoints_dir", str(run_folder), "--name", "exp", "--gpu", "-1"]
-        code = photo.main([str(a) for a in argv] + model)
+    def run(*argv, runs=run_folder):
+        model = ["--checkpoints_dir", str(runs), "--name", "exp", "--gpu", "-1"]
+        try:
+            code = photo.main([str(a) for a in argv] + model)
+        except SystemExit as stop:  # argparse's
+            code = stop.code
         return code, *capsys.readouterr()
     return run
 
@@ -51,40 +57,41 @@ def test_commands_on_one_photograph(call, run_folder, tmp_path):
     out = tmp_path / "out"
     box = ("--box", "30,20,40,30", "--out", out)
     assert call("cut", dog, *box)[0] == 0
-    assert names(out) == ["dog_cut.png", "dog_cut_mask.png"]
+    assert names(out) == ["cut/dog.jpg.png", "cut_mask/dog.jpg.png"]
     assert call("remove", dog, *box)[0] == 0
     assert call("paste", dog, *box, "--background", beach, "--at", "-10,20.5")[0] == 0
-    assert names(out) == ["dog_coarse.png", "dog_cut.png", "dog_cut_mask.png", "dog_pasted.png", "dog_pasted_mask.png",
-                          "dog_removed.png", "dog_removed_mask.png"]
-    sizes = {n: Image.open(out / n).size for n in names(out)}
-    assert sizes["dog_cut_mask.png"] == sizes["dog_cut.png"] == sizes["dog_removed.png"] == (100, 80)
-    assert sizes["dog_pasted.png"] == sizes["dog_coarse.png"] == sizes["dog_pasted_mask.png"] == (140, 90)
+    sizes = {n.removesuffix("/dog.jpg.png"): Image.open(out / n).size for n in names(out)}
+    assert sizes == {**dict.fromkeys(("cut", "cut_mask", "removed", "removed_mask"), (100, 80)),
+                     **dict.fromkeys(("coarse", "pasted", "pasted_mask"), (140, 90))}
     model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
-    expected = photo.remove(model, Image.open(dog), BOX)
-    assert np.array_equal(np.asarray(Image.open(out / "dog_removed.png")), np.asarray(expected.image))
+    expected = edit.remove(model, Image.open(dog), BOX)
+    assert np.array_equal(np.asarray(Image.open(out / "removed" / "dog.jpg.png")), np.asarray(expected.image))
 
 
 def test_existing_results_are_kept(call, tmp_path):
     dog = stored(picture(), tmp_path, "dog.png")
     args = ("cut", dog, "--box", "30,20,40,30", "--out", tmp_path / "out")
     assert call(*args)[0] == 0
-    (tmp_path / "out" / "dog_cut.png").write_bytes(b"mine")
+    (tmp_path / "out" / "cut" / "dog.png.png").write_bytes(b"mine")
     code, _, err = call(*args)
     assert code == 2 and "--overwrite" in err and err.count("\n") == 1
-    assert (tmp_path / "out" / "dog_cut.png").read_bytes() == b"mine"
+    assert (tmp_path / "out" / "cut" / "dog.png.png").read_bytes() == b"mine"
     assert call(*args, "--overwrite")[0] == 0
-    assert Image.open(tmp_path / "out" / "dog_cut.png").mode == "RGBA"
+    assert Image.open(tmp_path / "out" / "cut" / "dog.png.png").mode == "RGBA"
 
 
 def test_an_input_is_never_replaced(call, tmp_path):
     stored(picture(), tmp_path, "a.png")
-    background = stored(picture(), tmp_path, "a_pasted.png")
+    (tmp_path / "pasted").mkdir()
+    background = stored(picture(), tmp_path / "pasted", "a.png.png")
     before = background.read_bytes()
     code, _, err = call("paste", tmp_path / "a.png", "--box", "30,20,40,30", "--background", background,
                         "--out", tmp_path, "--overwrite")
     assert code == 2 and "would replace an input" in err and background.read_bytes() == before
-    code, _, err = call("cut", "--images", tmp_path, "--boxes", "detect", "--out", tmp_path)
-    assert code == 2 and "choose another" in err
+    for command, images in (("cut", tmp_path), ("paste", background.parent)):
+        more = ("--background", background) if command == "paste" else ()
+        code, _, err = call(command, "--images", images, "--boxes", "detect", "--out", tmp_path, *more)
+        assert code == 2 and "choose another" in err
 
 
 def camera_exif():
@@ -99,13 +106,13 @@ def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
     dog = stored(picture(), tmp_path, "dog.jpg", exif=camera_exif())
     args = ("remove", dog, "--box", "30,20,40,30", "--format", "tiff")
     assert call(*args, "--out", tmp_path / "out")[0] == 0
-    with Image.open(tmp_path / "out" / "dog_removed.tiff") as out:
+    with Image.open(tmp_path / "out" / "removed" / "dog.jpg.tiff") as out:
         kept = out.getexif()
         assert out.size == (100, 80) and kept[0x010F] == "Maker"
         assert kept.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05" and kept.get_ifd(0x8825)[2] == (47.0, 30.0, 1.5)
     plain = stored(picture(), tmp_path, "plain.png")
     assert call("remove", plain, *args[2:], "--out", tmp_path / "out")[0] == 0
-    with Image.open(tmp_path / "out" / "plain_removed.tiff") as out:
+    with Image.open(tmp_path / "out" / "removed" / "plain.png.tiff") as out:
         assert out.info["compression"] == "tiff_lzw"
 
     def fail(*_, **__):
@@ -113,7 +120,7 @@ def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     code, _, err = call(*args, "--out", tmp_path / "broken")
-    assert code == 2 and "dog_removed.tiff" in err and err.count("\n") == 1 and "dictionary" in err
+    assert code == 2 and os.path.join("removed", "dog.jpg.tiff") in err and err.count("\n") == 1 and "dictionary" in err
 
 
 @pytest.mark.parametrize("ending", ["tif", "png"])
@@ -125,13 +132,13 @@ def test_boxes_of_turned_photographs(ending, orientation, tmp_path):
     pixels = np.zeros((40, 60), np.uint8)
     pixels[5:12, 20:50] = 255
     path = stored(Image.fromarray(pixels).convert("RGB"), tmp_path, f"a.{ending}", exif=exif)
-    upright = photofile.open_photo(path)
+    upright = files.open_photo(path)
     rows, columns = np.nonzero(np.asarray(upright.convert("L")))
     found = tuple(int(n) for n in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
     annotated = {(40, 60): found, (60, 40): (20, 5, 30, 7)}
     for size in {(60, 40), upright.size}:
-        job = photojobs.Job("a", str(path), [annotated[size]], sources.Photo("a", str(path), *size, []))
-        assert photojobs.upright_boxes(job) == [found]
+        job = jobs.Job("a", str(path), [annotated[size]], Photo("a", str(path), *size, []))
+        assert jobs.upright_boxes(job) == [found]
 
 
 def batch(tmp_path, n=4):
@@ -161,24 +168,24 @@ def test_a_folder_with_failures(call, tmp_path):
     assert code == 1
     listed = [line for line in err.splitlines() if line.startswith("  ")]
     assert len(listed) == 2 and all(any(n in line for line in listed) for n in ("2.png", "absent.png"))
-    assert names(out) == ["0_1_cut.png", "0_1_cut_mask.png", "0_2_cut.png", "0_2_cut_mask.png", "3_cut.png",
-                          "3_cut_mask.png", "sub/1_cut.png", "sub/1_cut_mask.png"]
+    assert names(out) == [f"{kind}/{name}.png" for kind in ("cut", "cut_mask")
+                          for name in ("0.png", "0.png_2", "3.png", "sub/1.png")]
     assert "3 of 5" in text
     stored(picture(), folder, "2.png")
     code, text, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", out)
     assert code == 1 and "1 of 5" in text and "3 had their results already" in text
     code, _, _ = call("cut", "--images", folder, "--boxes", boxes, "--out", tmp_path / "cats", "--classes", "cat")
-    assert code == 0 and names(tmp_path / "cats") == ["0_cut.png", "0_cut_mask.png"]
+    assert code == 0 and names(tmp_path / "cats") == ["cut/0.png.png", "cut_mask/0.png.png"]
 
 
 def test_removing_several_objects_of_one_photograph(call, tmp_path):
     folder, boxes = batch(tmp_path, 1)
     code, _, _ = call("remove", "--images", folder, "--boxes", boxes, "--out", tmp_path / "out")
     assert code == 1  # the absent one
-    assert names(tmp_path / "out") == ["0_removed.png", "0_removed_mask.png"]
-    mask = np.asarray(Image.open(tmp_path / "out" / "0_removed_mask.png"))
+    assert names(tmp_path / "out") == ["removed/0.png.png", "removed_mask/0.png.png"]
+    mask = np.asarray(Image.open(tmp_path / "out" / "removed_mask" / "0.png.png"))
     assert mask[35, 50] and mask[20, 20]
-    changed = (np.asarray(Image.open(tmp_path / "out" / "0_removed.png")) != np.asarray(picture(seed=0))).any(-1)
+    changed = (np.asarray(Image.open(tmp_path / "out" / "removed" / "0.png.png")) != np.asarray(picture(seed=0))).any(-1)
     assert changed.any() and not (changed & (mask == 0)).any()
 
 
@@ -196,60 +203,35 @@ def test_csv_boxes_and_a_folder_of_backgrounds(call, tmp_path):
     chosen = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
         assert call(*args, "--out", tmp_path / out, "--seed", seed)[0] == 0
-        pasted = [n for n in names(tmp_path / out) if n.endswith("_pasted.png")]
-        assert pasted == ["0_1_pasted.png", "0_2_pasted.png", "sub/1_pasted.png"]
-        chosen.append([Image.open(tmp_path / out / n).size for n in pasted])
+        pasted = names(tmp_path / out / "pasted")
+        assert pasted == ["0.png.png", "0.png_2.png", "sub/1.png.png"]
+        chosen.append([Image.open(tmp_path / out / "pasted" / n).size for n in pasted])
     assert chosen[0] == chosen[1], "the seed decides"
     assert len({str(c) for c in chosen}) > 1
 
 
-def test_photographs_that_differ_in_their_ending_do_not_collide(call, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in ("a.png", "a.jpg", "b.png"):
-        stored(picture(), folder, name)
-    lines = "".join(f"{name},30,20,40,30\n" for name in ("a.png", "a.jpg", "b.png"))
-    (tmp_path / "boxes.csv").write_text("file,x,y,w,h\n" + lines)
-    assert call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["a_jpg_cut.png", "a_jpg_cut_mask.png", "a_png_cut.png",
-                                       "a_png_cut_mask.png", "b_cut.png", "b_cut_mask.png"]
-
-
-def test_results_of_several_objects_do_not_collide_with_another_photographs(call, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in ("dog.png", "dog_1.png"):
-        stored(picture(), folder, name)
-    (tmp_path / "boxes.csv").write_text("file,x,y,w,h\ndog.png,30,20,40,30\ndog.png,5,5,20,20\ndog_1.png,9,9,50,50\n")
+def test_every_photograph_has_results_of_its_own(call, tmp_path):
+    folder = folder_of(tmp_path, "a.png", "a.jpg", "A.png", "a_2.png", "sub/a.png", "sub/a.webp")
+    boxes = ["a.png,30,20,40,30", "a.png,5,5,20,20", "a_2.png,9,9,50,50", "a.jpg,30,20,40,30", "A.png,30,20,40,30",
+             "sub/a.png,30,20,40,30", "sub/a.webp,30,20,40,30", "sub/a.webp,5,5,20,20"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *boxes]))
     args = ("--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
     code, text, _ = call("cut", *args)
-    assert code == 0 and "2 of 2" in text
-    assert [n for n in names(tmp_path / "out") if n.endswith("_cut.png")] == [
-        "dog_1_cut.png", "dog_1_png_cut.png", "dog_2_cut.png"]
-    code, text, _ = call("remove", *args)  # one result a photograph
-    assert code == 0 and {"dog_removed.png", "dog_1_removed.png"} <= set(names(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("files", [
-    ["A.jpg", "a.png"], ["a.jpg", "a.png", "a_jpg.gif", "a_jpg_gif.webp"], ["A.jpg", "a.jpg"], ["./a.png", "a.png"],
-    ["dog.jpg", "dog_1.jpg", "DOG_2.jpg", "dog_1_jpg.png", "dog_1_jpg_3.png"], ["sub/a.jpg", "SUB/a.png", "a.jpg"],
-])
-def test_names_of_results_are_unlike_in_any_case_of_letters(files):
-    for count in (None, 1, 3):
-        jobs = [photojobs.Job(file, file, count and [BOX] * count) for file in files]
-        found = photojobs.names_of_results(jobs)
-        assert found == photojobs.names_of_results(jobs[::-1]) and set(found) == set(files)
-        results = [os.path.normpath(f"{name}{end}").casefold() for name in found.values()
-                   for end in ([""] if count == 1 else ["", "_1", "_2", "_3"] if count is None else ["_1", "_2", "_3"])]
-        assert len(set(results)) == len(results)
-    assert photojobs.names_of_results([photojobs.Job("a/b.c.jpg", "", [BOX])]) == {"a/b.c.jpg": "a/b.c"}
+    assert code == 0 and "6 of 6" in text
+    assert names(tmp_path / "out" / "cut") == names(tmp_path / "out" / "cut_mask") == [
+        "A.png.png", "a.jpg.png", "a.png.png", "a.png_2.png", "a_2.png.png", "sub/a.png.png", "sub/a.webp.png",
+        "sub/a.webp_2.png"]
+    code, text, _ = call("remove", *args, "--format", "webp")  # one result a photograph
+    assert code == 0 and names(tmp_path / "out" / "removed") == [
+        "A.png.webp", "a.jpg.webp", "a.png.webp", "a_2.png.webp", "sub/a.png.webp", "sub/a.webp.webp"]
+    assert all(n.endswith(".png") for n in names(tmp_path / "out" / "removed_mask")), "masks keep every pixel"
 
 
 def test_detected_boxes(call, tmp_path, monkeypatch):
     dog = stored(picture(), tmp_path, "dog.png")
     monkeypatch.setattr(photo, "load_detector", lambda weights, device: Stub([[30.0, 20, 70, 50]], [18], [0.9]))
     assert call("cut", dog, "--boxes", "detect", "--out", tmp_path / "out")[0] == 0
-    assert names(tmp_path / "out") == ["dog_cut.png", "dog_cut_mask.png"]
+    assert names(tmp_path / "out") == ["cut/dog.png.png", "cut_mask/dog.png.png"]
     code, _, err = call("cut", dog, "--boxes", "detect", "--score", "0.95", "--out", tmp_path / "none")
     assert code == 2 and "no object found" in err
     monkeypatch.undo()
@@ -258,12 +240,18 @@ def test_detected_boxes(call, tmp_path, monkeypatch):
     assert code == 2 and "--detector_weights" in err and err.count("\n") == 1
 
 
-def folder_of(tmp_path, *files):
+def folder_of(tmp_path, *photographs):
     """A folder of photographs."""
-    for i, name in enumerate(files):
+    for i, name in enumerate(photographs):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         stored(picture(seed=i), tmp_path / "photos", name)
     return tmp_path / "photos"
+
+
+def boxes_of(tmp_path, *photographs):
+    """A file with one box of each."""
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", *(f"{n},30,20,40,30" for n in photographs)]))
+    return tmp_path / "boxes.csv"
 
 
 def test_score_and_classes_choose_among_boxes_of_a_file(call, tmp_path):
@@ -272,9 +260,9 @@ def test_score_and_classes_choose_among_boxes_of_a_file(call, tmp_path):
     lines = [json.dumps({"file": n, "width": 100, "height": 80, "boxes": boxes}) for n, boxes in found.items()]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     args = ("cut", "--images", folder, "--boxes", tmp_path / "d.jsonl")
-    assert call(*args, "--out", out)[0] == 0 and names(out) == ["a_cut.png", "a_cut_mask.png"]
+    assert call(*args, "--out", out)[0] == 0 and names(out) == ["cut/a.png.png", "cut_mask/a.png.png"]
     assert call(*args, "--score", "0.3", "--classes", "dog, cat", "--out", tmp_path / "low")[0] == 0
-    assert [n for n in names(tmp_path / "low") if "mask" not in n] == ["a_1_cut.png", "a_2_cut.png", "b_cut.png"]
+    assert names(tmp_path / "low" / "cut") == ["a.png.png", "a.png_2.png", "b.png.png"]
     code, _, err = call(*args, "--score", "0.99", "--classes", "cat", "--out", out)
     assert code == 2 and "of class cat with a score of 0.99 or more: lower --score" in err
 
@@ -286,9 +274,9 @@ def test_bad_boxes_are_all_named_and_nothing_is_written(call, tmp_path):
     args = ("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", out)
     code, _, err = call(*args)
     assert code == 1 and "box 2 of 3: " in err and "box 3 of 3: " in err
-    assert names(out) == ["b_cut.png", "b_cut_mask.png"]
+    assert names(out) == ["cut/b.png.png", "cut_mask/b.png.png"]
     (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,w,h", lines[0], "a.png,30,5,20,20", lines[3]]))
-    assert call(*args)[0] == 0 and "a_2_cut.png" in names(out)
+    assert call(*args)[0] == 0 and "cut/a.png_2.png" in names(out)
 
 
 @pytest.mark.parametrize("command", ["cut", "remove", "paste"])
@@ -300,7 +288,7 @@ def test_a_stopped_folder_is_finished_by_the_same_command(call, tmp_path, monkey
     if command == "paste":
         args += ("--background", stored(picture(seed=9), tmp_path, "beach.png"))
     assert call(*args, "--out", tmp_path / "whole")[0] == 0
-    whole, save, saved = names(tmp_path / "whole"), photofile.save, []
+    whole, save, saved = names(tmp_path / "whole"), files.save, []
 
     def stop(picture, path):
         if len(saved) == len(whole) // 2 + 1:
@@ -308,10 +296,10 @@ def test_a_stopped_folder_is_finished_by_the_same_command(call, tmp_path, monkey
         saved.append(path)
         save(picture, path)
 
-    monkeypatch.setattr(photofile, "save", stop)
+    monkeypatch.setattr(files, "save", stop)
     code, _, err = call(*args, "--out", out)
     assert code == 130 and "stopped" in err.splitlines()[-1] and "Traceback" not in err
-    monkeypatch.setattr(photofile, "save", save)
+    monkeypatch.setattr(files, "save", save)
     before = {path: os.stat(path).st_mtime_ns for path in saved}
     code, text, _ = call(*args, "--out", out)
     assert code == 0 and "1 of 2" in text and "1 had their results already" in text and names(out) == whole
@@ -340,26 +328,21 @@ def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):
         for i in range(100):
             stored(picture(40, 30, i), folder, f"{i}.png")
             f.write(f"{i}.png,10,8,20,15\n")
-    loads, load = [], SEIGAN.load
-    monkeypatch.setattr(SEIGAN, "load", lambda *args: loads.append(args) or load(*args))
+    loads, load = [], photo.load_model
+    monkeypatch.setattr(photo, "load_model", lambda *args: loads.append(args) or load(*args))
     code, text, _ = call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
     assert code == 0 and len(loads) == 1 and len(names(tmp_path / "out")) == 200 and "100 of 100" in text
 
 
 @pytest.mark.parametrize("argv, text", [
-    (["cut"], "one photograph"),
-    (["cut", "DOG"], "--box"),
     (["cut", "DOG", "--box", "200,200,5,5"], "outside"),
-    (["cut", "DOG", "--box", "1,1,5,5", "--boxes", "detect"], "--box"),
+    (["cut", "--images", "DIR", "--box", "1,1,5,5"], "--box"),
     (["cut", "DOG", "--boxes", "f.json"], "--images"),
     (["cut", "absent.jpg", "--box", "1,1,5,5"], "absent.jpg"),
     (["cut", "--images", "absent", "--boxes", "detect"], "absent"),
-    (["cut", "--images", "DIR"], "--boxes"),
     (["cut", "--images", "DIR", "--boxes", "absent.json"], "absent.json"),
     (["cut", "--images", "DIR", "--boxes", "boxes.xyz"], ".json"),
     (["cut", "DOG", "--box", "1,1,5,5", "--format", "jpg"], "transparency"),
-    (["remove", "DOG", "--box", "1,1,5,5", "--dilate", "-2"], "--dilate"),
-    (["cut", "DOG", "--box", "1,1,5,5", "--score", "3"], "--score"),
     (["paste", "DOG", "--box", "1,1,5,5", "--background", "absent.png"], "absent.png"),
     (["paste", "DOG", "--box", "1,1,5,5", "--background", "DOG", "--at", "500,3"], "outside the background"),
 ])
@@ -373,6 +356,67 @@ def test_mistakes_give_one_line(call, tmp_path, argv, text):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("argv, text", [
+    (["cut"], "image --images"),
+    (["cut", "DOG"], "--box --boxes"),
+    (["cut", "DOG", "--images", "DIR", "--boxes", "detect"], "not allowed with"),
+    (["cut", "--images", "DIR"], "--box --boxes"),
+    (["cut", "DOG", "--box", "1,1,5,5", "--boxes", "detect"], "not allowed with"),
+    (["cut", "DOG", "--box", "1,1,5"], "must be 4 numbers"),
+    (["cut", "DOG", "--box", "1,1,5,nan"], "must be 4 numbers"),
+    (["paste", "DOG", "--box", "1,1,5,5", "--background", "DOG", "--at", "-5"], "must be 2 or 4 numbers"),
+    (["remove", "DOG", "--box", "1,1,5,5", "--dilate", "-2"], "--dilate: must be a whole number from 0"),
+    (["remove", "DOG", "--box", "1,1,5,5", "--dilate", "2", "--erode", "2"], "not allowed with"),
+    (["cut", "DOG", "--box", "1,1,5,5", "--score", "3"], "--score: must be a number from 0 to 1"),
+])
+def test_options_that_argparse_refuses(call, tmp_path, argv, text):
+    code, _, err = call(*argv, "--out", tmp_path / "out")
+    assert code == 2 and text in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["cut", "remove", "paste", "export"])
+def test_help_shows_defaults_that_are_some(command, capsys):
+    with pytest.raises(SystemExit):
+        photo.main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "None" not in text and "default:" not in text and "[latest]" in text and "[checkpoints]" in text
+    assert command == "export" or "0..1 [0.8]" in text and "[results/NAME/photos]" in text
+
+
+@pytest.mark.parametrize("command", ["cut", "remove"])
+def test_an_empty_mask_is_told(call, tmp_path, command):
+    model = build()
+    torch.nn.init.constant_(model.G_seg.head.bias, -9.0)
+    save(tmp_path / "exp", model, "seigan")
+    dog = stored(picture(), tmp_path, "dog.png")
+    box = ("--box", "30,20,40,30")
+    code, text, err = call(command, dog, *box, "--out", tmp_path / "out", runs=tmp_path)
+    assert code == 0 and "1 of 1" in text and len(names(tmp_path / "out")) == 2
+    assert err.count("\n") == 1 and "dog.png: the mask of box 1 is empty" in err
+    assert call(command, dog, *box, "--out", tmp_path / "other")[2] == "", "a mask that is not"
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, IndexError])
+def test_our_own_mistakes_are_no_broken_photographs(call, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("ours")
+
+    monkeypatch.setattr(edit, "_foreground", fail)
+    with pytest.raises(error, match="ours"):
+        call("cut", "--images", folder_of(tmp_path, "a.png", "b.png"), "--boxes", boxes_of(tmp_path, "a.png", "b.png"),
+             "--out", tmp_path / "out")
+
+
+def test_removal_without_g_inp_is_refused_before_photographs_are_opened(call, tmp_path):
+    torch.manual_seed(0)
+    model = NoCycle(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3)
+    save(tmp_path / "exp", model, "nocycle")
+    for photograph in (["no.png", "--box", "1,1,5,5"],
+                       ["--images", folder_of(tmp_path, "a.png"), "--boxes", boxes_of(tmp_path, "a.png")]):
+        code, _, err = call("remove", *photograph, "--out", tmp_path / "out", runs=tmp_path)
+        assert code == 2 and "NoCycle has no G_inp" in err and err.count("\n") == 1
+
+
 def test_as_a_command(run_folder, tmp_path):
     dog = stored(picture(), tmp_path, "dog.png")
     argv = [sys.executable, str(ROOT / "photo.py"), "cut", str(dog), "--box", "30,20,40,30", "--gpu", "-1",
@@ -382,8 +426,7 @@ def test_as_a_command(run_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     missing = subprocess.run([*argv, "--name", "nothing"], cwd=tmp_path, capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "nothing" in missing.stderr
-    silent = subprocess.run([sys.executable, "-c", "import photo; from photos import export"], cwd=ROOT,
-                            capture_output=True, text=True)
+    silent = subprocess.run([sys.executable, "-c", "import photo"], cwd=ROOT, capture_output=True, text=True)
     assert silent.returncode == 0 and silent.stdout == silent.stderr == ""
 
 
@@ -395,7 +438,7 @@ import sys
 sys.path.insert(0, {root!r})
 import numpy as np, torch
 from PIL import Image
-import photo
+from photos import edit
 from seigan import SEIGAN
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -404,15 +447,15 @@ torch.nn.init.constant_(model.G_seg.head.bias, 2.0)
 pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
 image = Image.fromarray(pixels)
 box = {box}
-cutout = photo.cut(model, image, box)
+cutout = edit.cut(model, image, box)
 assert cutout.image.size == cutout.mask.size == (4000, 3000)
 del cutout
-image2, mask = photo.remove(model, image, box)
+image2, mask = edit.remove(model, image, box)
 assert image2.size == (4000, 3000)
 changed = (np.asarray(image2) != pixels).any(-1)
 assert changed.any() and not changed[np.asarray(mask) == 0].any()
 del image2, mask, changed
-result = photo.paste(model, image, box, image, box[:2])
+result = edit.paste(model, image, box, image, box[:2])
 assert result.image.size == (4000, 3000)
 assert np.array_equal(np.asarray(result.coarse)[np.asarray(result.mask) == 0], pixels[np.asarray(result.mask) == 0])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

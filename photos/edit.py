@@ -1,0 +1,281 @@
+"""Cut an object out of a photograph, remove it, or paste it elsewhere, at the photograph's own size.
+
+    cutout, mask = edit.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
+
+Photographs are PIL images of any mode and size and are not changed. Boxes are x, y, width, height in pixels of the
+photograph as viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L,
+255 = object. `model` is a method's (see running/methods.py), such as `SEIGAN.load` gives, on any device.
+
+The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
+carried back: masks are upsampled guided by the photograph, changes are upsampled as differences, so that detail stays,
+and only what fills the hole is as coarse as the networks.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import losses
+from crops.detector import category_names, detect_boxes
+from crops.rules import Rules, object_window
+from images import UserError
+from photos import files, matting
+
+
+class Cut(NamedTuple):
+    image: Image.Image  # the object alone, RGBA, as large as the photograph
+    mask: Image.Image  # m
+
+
+class Removal(NamedTuple):
+    image: Image.Image  # x_hat: the photograph without the object, grey if it was grey, transparent where it was
+    mask: Image.Image  # where it was changed; where this is 0, every pixel is the photograph's
+
+
+class Paste(NamedTuple):
+    image: Image.Image  # y_hat: the object on the background
+    coarse: Image.Image  # z = m*x + (1-m)*y, before G_enh
+    mask: Image.Image  # m on the background; where this is 0, every pixel of z is the background's
+
+
+class Crop(NamedTuple):
+    """What the networks see of a photograph, and where it lies."""
+
+    seen: np.ndarray  # the photograph, transparency over white, (H, W, 3) uint8
+    window: tuple  # of the crop, see `matting`
+    region: tuple  # the photograph's pixels in it
+    x: torch.Tensor  # (1, 3, S, S) in [-1, 1]
+    m: torch.Tensor  # G_seg(x), (1, 1, S, S) in [0, 1]
+    alpha: np.ndarray  # m at the photograph's resolution over `region`, uint8
+
+
+def cut(model, image: Image.Image, box, dilate: int = 0) -> Cut:
+    """Cut out the object in `box`, with a soft mask, and edge colours freed of the surroundings.
+
+    dilate: widen the mask by this many pixels; negative = narrow it.
+
+    Raises UserError for a box without area or outside the image.
+    """
+    image = files.normalise(image)
+    transparency, seen = files.split(image)[1:]
+    part = _segment(model, seen, box, dilate)
+    place = matting.inside(part.region, (0, 0))
+    colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
+    colours[place], alpha[place] = _foreground(part), _opaque(part, transparency)
+    return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
+
+
+def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False) -> Removal:
+    """Remove the object in `box`: x_hat = G_inp((1-m)*x) in its place.
+
+    Args:
+        seed: of the noise; the same seed gives the same image.
+        dilate: widen the hole by this many pixels, negative = narrow it; default one pixel of the networks' crop.
+        raw: change the whole crop as G_inp does, not only the hole and its rim.
+
+    Raises UserError as `cut`, and for a model without G_inp.
+    """
+    require_inpainting(model)
+    image = files.normalise(image)
+    rgb, transparency, seen = files.split(image)
+    part = _segment(model, seen, box)
+    cell = max(part.window[2:]) / model.size  # one pixel of the crop, in the photograph's
+    hole = _hole(part.alpha, cell, dilate)
+    fill, change = _inpaint(model, part, hole, seed, raw)
+    # at the crop's border the hole must not end abruptly, even if the object reaches it
+    down, across = matting.taper(part.region, image.size, 2 * cell, 2 * cell)
+    down_raw, across_raw = matting.taper(part.region, image.size, 0.1 * part.window[2], 0.1 * part.window[3])
+    out, touched = rgb.copy(), np.zeros(rgb.shape[:2], np.uint8)
+    for strip in matting.strips(part.region):
+        local, place = matting.inside(strip, part.region), matting.inside(strip, (0, 0))
+        weight = hole[local] / np.float32(255) * down[local[0]] * across
+        pixels, reached = out[place].astype(np.float32), weight
+        if raw:
+            everywhere = down_raw[local[0]] * across_raw
+            pixels += everywhere[..., None] * change.at(strip)  # the photograph's detail stays
+            reached = np.maximum(weight, everywhere)
+        pixels += weight[..., None] * (fill.at(strip) - pixels)
+        out[place] = np.clip(pixels + 0.5, 0, 255)
+        touched[place] = np.ceil(reached * 255)
+    grey = "L" if image.mode in ("L", "LA") else None
+    return Removal(files.merge(out, transparency, image, grey), Image.fromarray(touched))
+
+
+def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed: int = 0, dilate: int = 0,
+          raw: bool = False) -> Paste:
+    """Paste the object in `box` onto `background`: y_hat = G_enh(z), z = m*x + (1-m)*y; z for a model without G_enh.
+
+    Args:
+        at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may
+            cross the border. Default: in the middle, made smaller if it does not fit.
+        seed, dilate: as for `remove` and `cut`.
+        raw: change the whole crop of the background as G_enh does, not only the object.
+
+    Raises UserError as `cut`, and for an `at` outside the background.
+    """
+    background = files.normalise(background)
+    image = files.to_profile(files.normalise(image), background.info.get("icc_profile"))
+    transparency, seen = files.split(image)[1:]
+    part = _segment(model, seen, box, dilate)
+    at = _position(at, box, background.size)
+    cutout = np.dstack([_foreground(part), _opaque(part, transparency)])
+    window, region, cutout = _move(cutout, part, box, at, background.size)
+
+    rgb, backing, seen = files.split(background)
+    z = losses.paste(part.x, _tensor(matting.crop(seen, window, model.size, model.size), part.x), part.m)
+    change = matting.Planes(_planes(_enhanced(model, z, seed) - z) * 127.5, window)  # y_hat - z
+    out, coarse, mask = rgb.copy(), rgb.copy(), np.zeros(rgb.shape[:2], np.uint8)
+    backing = None if backing is None else backing.copy()
+    down, across = matting.taper(region, background.size, 0.1 * window[2], 0.1 * window[3])
+    for strip in matting.strips(region):
+        local, place = matting.inside(strip, region), matting.inside(strip, (0, 0))
+        m = cutout[local][..., 3:] / np.float32(255)
+        share = m  # of the object in what is seen; less than all of it on a transparent background
+        if backing is not None:
+            total = m[..., 0] + backing[place] / np.float32(255) * (1 - m[..., 0])
+            share = m / np.maximum(total, 1e-6)[..., None]
+            backing[place] = total * 255 + 0.5
+        pixels = share * cutout[local][..., :3] + (1 - share) * out[place]
+        coarse[place] = pixels + 0.5
+        weight = (down[local[0]] * across)[..., None] if raw else m
+        out[place] = np.clip(pixels + weight * change.at(strip) + 0.5, 0, 255)
+        mask[place] = cutout[local][..., 3]
+    return Paste(*(files.merge(pixels, backing, background) for pixels in (out, coarse)), Image.fromarray(mask))
+
+
+def detect(detector, image: Image.Image, score: float = 0.8, classes=()) -> list:
+    """Boxes of what a detector finds, best first: [x, y, w, h, class, score] each.
+
+    Args:
+        detector: with the interface of torchvision's detection models, e.g. `crops.detector.load_detector`'s.
+        score: least score, 0 to 1; classes: names of COCO to keep, () = all.
+    """
+    seen = files.split(files.normalise(image))[2]
+    device = next(iter(detector.parameters()), torch.empty(0)).device
+    found = detect_boxes(detector, Image.fromarray(seen), category_names(), device, score)
+    return [box for box in found if not classes or box[4] in classes]
+
+
+def require_inpainting(model):
+    """UserError unless the model can remove objects."""
+    if getattr(model, "inpaint", None) is None:
+        raise UserError(f"a model of class {type(model).__name__} has no G_inp and cannot remove objects: "
+                        "take one of a method that trains it, such as seigan")
+
+
+def check_box(box, size, where="the image"):
+    """`box` as four floats. UserError unless it has an area and part of it lies within `size`."""
+    box = tuple(float(v) for v in box)
+    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        raise UserError(f"a box must be x, y, width, height in pixels with a width and height above 0, got {box}")
+    if box[0] >= size[0] or box[1] >= size[1] or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
+        raise UserError(f"the box {box} lies outside {where} of {size[0]} x {size[1]} pixels")
+    return box
+
+
+# --- between the photograph and the networks ---
+
+
+def crop_rule(model) -> Rules:
+    """How a model's crops are cut; that of §4.2 where it does not know."""
+    return Rules(**(model.config.get("crop_rule") or {}))
+
+
+def _segment(model, seen, box, dilate=0) -> Crop:
+    """Cut the crop around `box`, segment it, and carry the mask back."""
+    box = check_box(box, seen.shape[1::-1])
+    window = object_window(box, crop_rule(model))
+    region = matting.hull(window, *seen.shape[1::-1])
+    x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
+    m = model.segment(x, [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
+                          box[2] / window[2], box[3] / window[3]])
+    alpha = matting.upsample_mask(seen, m[0, 0].cpu().numpy(), window, region)
+    if dilate:
+        alpha = matting.grow(alpha, dilate)
+        m = _shrink(alpha, window, region, m)
+    return Crop(seen, window, region, x, m, alpha)
+
+
+def _hole(alpha, cell, dilate):
+    """What is to be filled, like `alpha`: the object and a soft rim. cell: a pixel of the crop, in the photograph's."""
+    # what counts half as object goes entirely: a half-removed object is a ghost
+    core = np.clip(alpha.astype(np.int16) * 4 - 255, 0, 255).astype(np.uint8)
+    core = matting.grow(core, math.ceil(cell) if dilate is None else dilate)
+    return matting.feather(core, math.ceil(1.5 * cell))
+
+
+def _inpaint(model, part, hole, seed, raw):
+    """G_inp's fill of the hole, and its change of what surrounds it, as `Planes` of pixel values 0..255."""
+    m = torch.maximum(part.m, _shrink(hole, part.window, part.region, part.m))
+    x_hat = model.inpaint((1 - m) * part.x, seed)
+    change = _planes(x_hat - part.x) * 127.5
+    # What G_inp changes where there is no hole is its error, in the hole too: a smooth surface through that
+    # error is taken off the fill, which so meets the photograph at the rim.
+    error = 0 if raw else matting.membrane(change, m[0, 0].cpu().numpy() < 0.02)
+    fill = np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255)
+    return matting.Planes(fill, part.window), matting.Planes(change, part.window)
+
+
+def _enhanced(model, z, seed):
+    return z if getattr(model, "enhance", None) is None else model.enhance(z, seed)
+
+
+def _foreground(part):
+    return matting.foreground(part.seen, part.alpha, part.window, part.region, *(4 * n for n in part.m.shape[-2:]))
+
+
+def _opaque(part, transparency):
+    """`part.alpha`, less where the photograph itself is transparent."""
+    if transparency is None:
+        return part.alpha
+    return (part.alpha * (transparency[matting.inside(part.region, (0, 0))] / 255) + 0.5).astype(np.uint8)
+
+
+def _shrink(alpha, window, region, like):
+    """`alpha` over `region` as the networks' mask (1, 1, S, S)."""
+    local = (window[0] - region[0], window[1] - region[1], *window[2:])
+    small = matting.crop(alpha, local, *like.shape[:-3:-1])
+    return torch.from_numpy(small / np.float32(255)).to(like)[None, None]
+
+
+def _tensor(pixels, like):
+    """(S, S, 3) uint8 -> (1, 3, S, S) in [-1, 1], float32 on the device of `like`."""
+    return (torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).float() / 127.5 - 1).to(like.device)
+
+
+def _planes(image):
+    """(1, C, S, S) -> numpy (C, S, S)."""
+    return image[0].float().cpu().numpy()
+
+
+def _position(at, box, size):
+    """`at` as the object's whole box on a background of `size`."""
+    if at is None:
+        scale = min(1, 0.8 * size[0] / box[2], 0.8 * size[1] / box[3])
+        w, h = (box[2], box[3]) if scale == 1 else (scale * box[2], scale * box[3])
+        at = ((size[0] - w) / 2, (size[1] - h) / 2, w, h)
+    elif len(at) == 2:
+        at = (*at, *box[2:])
+    return check_box(at, size, "the background")
+
+
+def _move(cutout, part, box, at, size):
+    """The cut-out (h, w, 4) over part.region, moved from `box` to `at` on a background of `size`.
+
+    Returns the crop's window there, the region in it, and the cut-out over that region. Without a change of
+    size it is moved by whole pixels and stays as it is.
+    """
+    x0, y0, w, h = part.window
+    scale_x, scale_y = at[2] / box[2], at[3] / box[3]
+    if scale_x == scale_y == 1:
+        window = (x0 + round(at[0] - box[0]), y0 + round(at[1] - box[1]), w, h)
+    else:
+        window = (at[0] + (x0 - box[0]) * scale_x, at[1] + (y0 - box[1]) * scale_y, w * scale_x, h * scale_y)
+    left, top, right, bottom = region = matting.hull(window, *size)
+    source = ((left - window[0]) / scale_x + x0 - part.region[0], (top - window[1]) / scale_y + y0 - part.region[1],
+              (right - left) / scale_x, (bottom - top) / scale_y)
+    if scale_x == scale_y == 1:
+        source = (round(source[0]), round(source[1]), *source[2:])
+    return window, region, matting.crop(cutout, source, right - left, bottom - top, beyond="zero")
