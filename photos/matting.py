@@ -227,7 +227,7 @@ def foreground(photo: np.ndarray, alpha: np.ndarray, window, region, rows: int, 
 
 
 def membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`values` (C, h, w) where `known` (h, w) bool, elsewhere a smooth surface through their rim, 0 if nothing is known:
+    """`values` (C, h, w) where `known` (h, w) bool, elsewhere a smooth surface through their rim, 0 if none is:
     Laplace's equation, coarse to fine."""
     if known.all() or not known.any():
         return values * known

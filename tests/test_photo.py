@@ -570,6 +570,14 @@ def test_broken_files_give_one_line(content, tmp_path):
         files.open_photo(tmp_path / "cut_off.jpg")
 
 
+def test_what_a_format_cannot_hold_leaves_no_file(tmp_path):
+    for image, name, text in ((picture(mode="RGBA"), "a.jpg", "no transparency"),
+                              (Image.new("RGB", (17000, 2)), "a.webp", "another --format")):
+        with pytest.raises(UserError, match=text):
+            files.save(image, str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- detection ---
 
 
