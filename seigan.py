@@ -70,6 +70,12 @@ class Swap(NamedTuple):
     y_id: torch.Tensor | None = None  # G_inp((1-G_seg(y))*y)
 
 
+def vgg_taps(lambdas):
+    """The layers of VGG-19 that {term: λ} needs."""
+    taps = VGG19Features.VGG1 if lambdas["bg_texture"] else ()
+    return taps + (VGG19Features.VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
+
+
 class SEIGAN(nn.Module):
     """The five networks and the losses that train them.
 
@@ -77,8 +83,7 @@ class SEIGAN(nn.Module):
         size: side in px of the training images; the discriminators' depth must suit it.
         ngf to box_prior: see `OPTIONS`.
         box: the box that stands for an image's own where none is given (4 fractions).
-        crop_rule: how the training crops were cut, {"fit": "warp" or "keep", "object_size": px, "crop_size": px},
-            or None if unknown; kept for those who cut more.
+        crop_rule: how the training crops were cut, {"fit", "object_size", "crop_size"}, None if unknown.
         lambdas: {term: λ}; missing terms have the default of `LAMBDAS`.
         vgg_state: state dict of VGG-19 with torchvision's names; needed where a VGG term's λ is not 0.
     """
@@ -110,8 +115,7 @@ class SEIGAN(nn.Module):
         self.D_bg = Discriminator(ndf, n_layers_D)
         if size < self.D_obj.min_size:
             raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers")
-        taps = set(VGG19Features.VGG1 if self.lambdas["bg_texture"] else ())
-        taps |= set(VGG19Features.VGG2 if self.lambdas["bg_perc"] or self.lambdas["obj_perc"] else ())
+        taps = vgg_taps(self.lambdas)
         if taps and vgg_state is None:
             raise ValueError(f"the λs of {', '.join(k for k in VGG_TERMS if self.lambdas[k])} are not 0, which takes "
                              "VGG-19's weights")
@@ -130,16 +134,11 @@ class SEIGAN(nn.Module):
         return box_mask(box, *m.shape[-2:], grow=self.box_prior).to(m)
 
     def swap(self, x, y, box=None, rng=None):
-        """Both swaps (§3.1): the object of x onto y, and back. Calls that do not depend on one another are
-        fused along N: six generator calls in place of nine.
+        """Both swaps (§3.1), a `Swap` with gradients: the object of x onto y, and back. Calls that do not depend on
+        one another are fused along N: six generator calls in place of nine.
 
-        Args:
-            x, y: (N, 3, H, W) in [-1, 1].
-            box: the object's box in x, (N, 4) or (4,) fractions; default the model's `box`.
-            rng: torch.Generator on x's device for the noise; default torch's own.
-
-        Returns:
-            A `Swap`, with gradients where enabled.
+        x, y: (N, 3, H, W) in [-1, 1]; box: the object's box in x, (N, 4) or (4,) fractions, default the model's `box`;
+        rng: torch.Generator on x's device for the noise, default torch's own.
         """
         n, box = len(x), self.boxes(box, len(x))
         noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
@@ -233,7 +232,7 @@ class SEIGAN(nn.Module):
         return {name: network.state_dict() for name, network in self.networks(names).items()}
 
     def load_networks(self, states, names=None):
-        """Load {name: state dict} of exactly the networks so named, by default all. ValueError if there are others."""
+        """Load {name: state dict} of exactly the networks so named, by default all; ValueError for others."""
         networks = self.networks(names)
         if states.keys() != networks.keys():
             raise ValueError(f"needs the weights of {', '.join(networks)}, got {', '.join(states) or 'none'}")
@@ -303,8 +302,7 @@ class Trainer:
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
         lr, beta1, lr_seg, pool_size: see running/options.py and `OPTIONS`.
-        ema: mean age of the weights in the generators' running average, as a share of the steps so far, up to 0.5;
-            0 = no average.
+        ema: mean age of the averaged generators' weights, as a share of the steps so far, up to 0.5; 0 = no average.
         diffaug: whether discriminators see images through `losses.augment`.
         seed: of the noise, the augmentation and the pools.
         amp: whether convolutions run in bfloat16; weights, masks, images and losses stay in float32.
@@ -331,11 +329,9 @@ class Trainer:
     def train_step(self, batch, lr_factor=1.0):
         """One update of the generators, then one of the discriminators (§3.4).
 
-        batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: on all learning
-        rates, the schedule's value at this step.
-
-        Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg", the figures of
-        `losses.mask_figures`, and "skipped": 1 if a gradient was not finite, and so not applied, else 0.
+        batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: the schedule's
+        value at this step. Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg",
+        the figures of `losses.mask_figures`, and "skipped": 1 if a gradient was not finite, and not applied, else 0.
         """
         x, y, box, model = batch["x"], batch["y"], batch["box"], self.model
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):
@@ -425,26 +421,30 @@ def model_config(args, crops):
 
 
 def build(args, crops, device, rank=0):
-    """The `Trainer` of a new model: options, training crops and device as in running/methods.py."""
-    needs_vgg = any(vars(args)[f"lambda_{term}"] for term in VGG_TERMS)
-    model = SEIGAN(**model_config(args, crops), vgg_state=vgg_state(args.vgg_weights) if needs_vgg else None)
+    """The `Trainer` of a new `SEIGAN`; arguments as in running/methods.py."""
+    config = model_config(args, crops)
+    taps = vgg_taps(config["lambdas"])
+    model = SEIGAN(**config, vgg_state=vgg_state(args.vgg_weights, taps) if taps else None)
     return build_trainer(model, args, device, rank)
 
 
 def build_trainer(model, args, device, rank=0):
+    """The `Trainer` of a model, with what the options say."""
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
                    ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + 1_000_000 * rank, amp=args.amp)
 
 
-def vgg_state(file):
-    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had."""
+def vgg_state(file, taps):
+    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
     try:
         if file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        from torchvision.models import VGG19_Weights
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            from torchvision.models import VGG19_Weights
 
-        return VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
+            state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
+        VGG19Features(taps, state)
+        return state
     except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
-        raise OSError(f"no VGG-19 weights ({type(error).__name__} from {file or 'the download'}): give a file with "
-                      "--vgg_weights PATH, or set --lambda_bg_texture, --lambda_bg_perc and --lambda_obj_perc to 0"
-                      ) from error
+        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
+                      "with --vgg_weights PATH, or set the λs that need them to 0") from error

@@ -25,9 +25,8 @@ import data
 import prepare
 import test as entry
 from crops import demo
-from evaluation import evaluate as evaluation
 from running.checkpoint import save_checkpoint
-from seigan import SEIGAN, Trainer, box_mask
+from seigan import SEIGAN
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -114,23 +113,30 @@ def make_run(folder, args):
     root = os.path.join(folder, "set")
     demo.write_demo(root, counts={"train": {"objects": 200, "backgrounds": 20},
                                   "test": {"objects": args.crops, "backgrounds": args.crops}})
-    model = SEIGAN(mode="seigan", size=args.size, ngf=args.ngf, ndf=2 * args.ngf if args.ngf < 64 else 64,
+    model = SEIGAN(size=args.size, ngf=args.ngf, ndf=2 * args.ngf if args.ngf < 64 else 64,
                    n_layers_D=3 if args.size < 64 else 4, seg_blocks=args.seg_blocks)
     os.makedirs(os.path.join(folder, "checkpoints", "bench"))
     save_checkpoint(os.path.join(folder, "checkpoints", "bench", "latest.pt"),
-                    {"config": model.config, "options": {"dataroot": root}, **Trainer(model).state_dict(), "step": 0})
+                    {"method": "seigan", "step": 0, "config": model.config, "options": {"dataroot": root},
+                     "networks": model.state(), "averaged": {}})
     return root, model
 
 
 def read_batches(root, size, batch_size):
-    """The inputs of `evaluation.run_networks` for the test split, as lists of tensors."""
+    """x, y and boxes of the test split, as lists of tensors."""
     crops = data.Crops(root, "test", size)
-    batches = []
-    for start in range(0, len(crops.stems), batch_size):
-        examples = [evaluation.read_example(crops, i) for i in range(start, min(start + batch_size, len(crops.stems)))]
-        x, y, box = (torch.stack([getattr(e, name) for e in examples]) for name in ("x", "y", "box"))
-        batches.append((x, y, box, box_mask(box, size, size).round()))
-    return batches
+    columns = (list(map(crops.object, crops.stems)), list(map(crops.background, crops.background_stems)),
+               list(map(crops.box, crops.stems)))  # make_run makes as many of either kind
+    return [tuple(torch.stack(column[start : start + batch_size]) for column in columns)
+            for start in range(0, len(crops.stems), batch_size)]
+
+
+@torch.inference_mode()
+def run_networks(model, x, y, box):
+    """Every forward pass that the evaluation of a batch takes."""
+    model.scores(model.pictures(x, y, box))
+    model.enhance(x)
+    model.inpaint(y)
 
 
 def bench_test(args, _):
@@ -141,14 +147,14 @@ def bench_test(args, _):
 
         def forward():
             for batch in batches:
-                evaluation.run_networks(model, *batch)
+                run_networks(model, *batch)
 
         def evaluate(results, *options):
             entry.main(["--name", "bench", "--checkpoints_dir", f"{folder}/checkpoints", "--gpu", "-1",
                         "--results_dir", f"{folder}/{results}", "--batch_size", str(args.batch_size), *options])
 
         turns = []
-        evaluation.run_networks(model, *batches[0])
+        run_networks(model, *batches[0])
         for i in range(args.repeats):
             turns.append({"forward passes alone": seconds(forward),
                           "test.py": seconds(lambda i=i: evaluate(f"with{i}")),

@@ -5,14 +5,18 @@
 
 For this comparison only; nothing else uses OpenCV.
 """
-import argparse
+import sys
 
 import cv2
 import numpy as np
 
 from data import Crops, to_pixels
-from evaluation import evaluate as evaluation
-from evaluation import mask_scores as metrics
+from evaluation.evaluate import read_truth
+from evaluation.mask_scores import bootstrap, score
+from images import UserError
+from running.options import command, make_parser, whole
+
+PROG = "python -m benchmarks.grabcut"
 
 
 def grabcut(image, box, iterations=5):
@@ -24,23 +28,25 @@ def grabcut(image, box, iterations=5):
     return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(argv):
+    parser = make_parser(PROG, __doc__.splitlines()[0])
     parser.add_argument("--dataroot", required=True, help="folder of crops with masks and boxes")
     parser.add_argument("--split", default="test", help="part of it")
-    parser.add_argument("--size", type=int, default=128, help="side of the crops in px")
-    args = parser.parse_args()
-    crops = Crops(args.dataroot, args.split, args.size)
+    parser.add_argument("--size", type=whole(1), default=128, help="side of the crops in px")
+    args = parser.parse_args(argv)
+    crops = Crops(args.dataroot, args.split, args.size, backgrounds=False)
     scores = []
-    for stem in crops.stems:
-        truth, box = evaluation.read_truth(crops, stem), evaluation.read_box(crops, stem).numpy()
-        if truth is not None and np.isfinite(box).all():
-            mask = grabcut(to_pixels(crops.object(stem)[None])[0], (box * args.size).round().astype(int).tolist())
-            scores.append(metrics.score(mask, truth)["iou"])
-    low, high = metrics.bootstrap(np.array(scores)[:, None])[0]
+    for stem in filter(crops.records.get, crops.stems):
+        truth = read_truth(crops, stem)
+        if truth is not None:
+            box = (crops.box(stem).numpy() * args.size).round().astype(int).tolist()
+            scores.append(score(grabcut(to_pixels(crops.object(stem)[None])[0], box), truth)["iou"])
+    if not scores:
+        raise UserError(f"no object in {crops.root} has both a mask and a box")
+    low, high = bootstrap(np.array(scores)[:, None])[0]
     print(f"GrabCut from the box, {args.size} px, {len(scores)} objects: "
           f"IoU {np.mean(scores):.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(PROG, run))

@@ -2,8 +2,8 @@
 import torch
 
 import losses
-from networks import VGG19Features
-from seigan import GENERATORS, augment, box_mask
+from networks import VGG19Features, box_mask
+from seigan import SEIGAN
 
 
 def literal_swap(model, x, y, rng, box):
@@ -55,7 +55,7 @@ def literal_terms(model, x, y, s, seen=None):
 
 
 class LiteralTrainer:
-    """Mode `seigan`'s step without any economy: separate calls, discriminators that gather gradients of the
+    """SEIGAN's step without any economy: separate calls, discriminators that gather gradients of the
     generators' step too, Adam in a Python loop, every figure fetched at once.
 
     Takes what `trainer`, a new `seigan.Trainer`, holds: model, pools, generator of noise, averaged generators.
@@ -63,8 +63,8 @@ class LiteralTrainer:
 
     def __init__(self, trainer):
         self.trainer, self.model = trainer, trainer.model
-        for name in (*GENERATORS, "D_obj", "D_bg"):
-            self.model.get_submodule(name).requires_grad_(True)
+        for network in self.model.networks().values():
+            network.requires_grad_(True)
         self.opt_G, self.opt_D = (self._plain_adam(opt) for opt in (trainer.opt_G, trainer.opt_D))
 
     @staticmethod
@@ -72,9 +72,9 @@ class LiteralTrainer:
         groups = [{k: group[k] for k in ("params", "lr", "betas")} for group in optimizer.param_groups]
         return torch.optim.Adam(groups, foreach=False, fused=False)
 
-    def train_step(self, x, y, box):
+    def train_step(self, batch):
         """As `Trainer.train_step`, but returns {name: float}: the unweighted terms, "total", "D_obj" and "D_bg"."""
-        model = self.model
+        model, x, y, box = self.model, batch["x"], batch["y"], batch["box"]
         s = literal_swap(model, x, y, self.trainer.rng, box)
         terms = literal_terms(model, x, y, s, self._seen(z=s["z"], y_hat=s["y_hat"])
                               | self._seen(x_hat=s["x_hat"], y_hat2=s["y_hat2"]))
@@ -101,13 +101,13 @@ class LiteralTrainer:
         if not self.trainer.diffaug:
             return images
         # one call, for the draws of `Trainer`
-        seen = augment(torch.cat([*images.values()]), self.trainer.rng).chunk(len(images))
+        seen = losses.augment(torch.cat([*images.values()]), self.trainer.rng).chunk(len(images))
         return dict(zip(images, seen, strict=True))
 
     @torch.no_grad()
     def _average(self):
         step, ema = self.trainer.step, self.trainer.ema
-        for name in GENERATORS if ema else ():
+        for name in SEIGAN.GENERATORS if ema else ():
             decay = (1 - 1 / step) ** (1 / ema - 1)
             average, current = self.trainer.averaged.get_submodule(name), self.model.get_submodule(name)
             for a, p in zip(average.parameters(), current.parameters(), strict=True):

@@ -10,7 +10,6 @@ addition being 2; "of peak" is their rate over the best that large convolutions 
 Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
 on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
-import argparse
 import math
 import os
 import statistics
@@ -24,7 +23,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.literal import LiteralTrainer
-from seigan import NETWORKS, SEIGAN, Trainer, has_bfloat16, pick_device
+from crops import demo
+from data import Crops, StepSampler, UnpairedCrops, batches
+from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, whole
+from seigan import SEIGAN, Trainer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)
@@ -34,23 +36,23 @@ PARTS = ("steps", "inference", "data", "startup", "flops")
 
 
 def get_args():
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser("benchmarks.step", "What a training step costs, and what each option is worth.")
     add = parser.add_argument
 
-    def numbers(text):
-        return [int(part) for part in text.split(",")]
+    def wholes(text):
+        return [whole(1)(part) for part in text.split(",")]
 
-    add("--gpu", type=int, help="number of the GPU, -1 = CPU; else the first GPU if there is one")
-    add("--sizes", type=numbers, help="sides in px; else 64,128,256 on a GPU, 64 on a CPU")
-    add("--batches", type=numbers, help="images of each kind in a step; else 1,8,32 on a GPU, 1,8 on a CPU")
+    add_gpu(add)
+    add("--sizes", type=wholes, help="sides in px; else 64,128,256 on a GPU, 64 on a CPU")
+    add("--batches", type=wholes, help="images of each kind in a step; else 1,8,32 on a GPU, 1,8 on a CPU")
     for name in PAPER:
-        add(f"--{name}", type=int, help=f"as for train.py; else {PAPER[name]} on a GPU, {SMALL[name]} on a CPU")
-    add("--seconds", type=float, default=30.0, help="of timing for each table")
-    add("--limit", type=float, default=300.0, help="seconds after which what is left is skipped")
+        add(f"--{name}", type=whole(), help=f"as for train.py; else {PAPER[name]} on a GPU, {SMALL[name]} on a CPU")
+    add("--seconds", type=number(0), default=30.0, help="of timing for each table")
+    add("--limit", type=number(0), default=300.0, help="seconds after which what is left is skipped")
     add("--rows", help="of the table of steps, separated by commas: literal, ours, or ours+OPTION; else all")
     add("--memory", action="store_true", help="measure memory on a CPU too, in a process for each row")
     add("--compile", action="store_true", help="time torch.compile on a CPU too, which takes minutes to compile")
-    add("--threads", type=int, help="of torch on a CPU; else torch's choice")
+    add("--threads", type=whole(1), help="of torch on a CPU; else torch's choice")
     add("--cpu_time", action="store_true", help="processor time, not the clock: for busy machines, with --threads 1")
     add("--parts", default=",".join(PARTS), help="which tables")
     args = parser.parse_args()
@@ -76,7 +78,7 @@ def build_model(network, size, **options):
     return SEIGAN(size=size, unet_downs=max(1, int(math.log2(size)) - 2), box=BOX, **network, **options)
 
 
-def pictures(size, batch, device):
+def images(size, batch, device):
     rng = torch.Generator().manual_seed(1)
     return (torch.rand(2, batch, 3, size, size, generator=rng) * 2 - 1).to(device).unbind()
 
@@ -85,19 +87,18 @@ def build_step(row, network, size, batch, device):
     """The step of a row, as a function without arguments that returns the log of `Trainer.train_step`."""
     name, *options = row.split("+")
     model = build_model(network, size).to(device)
-    x, y = pictures(size, batch, device)
+    x, y = images(size, batch, device)
     box = torch.tensor([BOX] * batch, device=device)
     kwargs = dict(amp="amp" in options, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.2)
     if "channels_last" in options:
         model = model.to(memory_format=torch.channels_last)
         x, y = (image.contiguous(memory_format=torch.channels_last) for image in (x, y))
     if "compile" in options:
-        for net in NETWORKS:
-            model.get_submodule(net).compile()
+        for network in model.networks().values():
+            network.compile()
     trainer = Trainer(model, **kwargs)
     trainer = LiteralTrainer(trainer) if name == "literal" else trainer
-
-    return lambda: trainer.train_step(x, y, box)
+    return lambda: trainer.train_step({"x": x, "y": y, "box": box})
 
 
 def all_rows(args):
@@ -217,7 +218,7 @@ def print_steps(args, size, batch, peaks):
 
 def print_inference(args, size, batch, _peaks):
     model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
-    x, y = pictures(size, batch, args.device)
+    x, y = images(size, batch, args.device)
     calls = {"segment": lambda: model.segment(x), "remove": lambda: model.remove(x), "paste": lambda: model.paste(x, y)}
     seconds = medians(calls, args, args.seconds / 4)
     print(f"\ninference, {size} px, batch {batch}, images/s: "
@@ -226,19 +227,13 @@ def print_inference(args, size, batch, _peaks):
 
 def print_data(args):
     """The share of a run's time that the loop waits for pictures."""
-    from crops import demo
-    from data import Crops, UnpairedCrops
-    from running.parallel import Ranks
-    from train import batches
-
     size, batch, count = args.sizes[0], 8, 24
     step = build_step(all_rows(args)[1], args.network, size, batch, args.device)
     with tempfile.TemporaryDirectory() as folder:
         demo.write_demo(folder, counts={"train": {"objects": 200, "backgrounds": 200}})
         dataset = UnpairedCrops(Crops(folder, "train", size))
         for processes in (0, 2):
-            options = argparse.Namespace(batch_size=batch, num_threads=processes)
-            stream = iter(batches(dataset, options, 0, count, args.device, Ranks()))
+            stream = iter(batches(dataset, StepSampler(0, count, batch), args.device, processes))
             next(stream)  # the processes start
             waited = stepped = 0.0
             for _ in range(count - 1):
@@ -273,14 +268,11 @@ def print_flops():
 
 def both_passes(model, x, y):
     """Forwards and backwards of a step, without optimisers and pools."""
-    discriminators = (model.D_obj, model.D_bg)
-    for net in discriminators:
-        net.requires_grad_(False)
+    discriminators = torch.nn.ModuleList([model.D_obj, model.D_bg]).requires_grad_(False)
     s = model.swap(x, y)
     sum(model.generator_losses(x, y, s).values()).backward()
-    for net in discriminators:
-        net.requires_grad_(True)
-    fakes = {k: getattr(s, k).detach() for k in ("y_hat", "z", "x_hat", "y_hat2")}
+    discriminators.requires_grad_(True)
+    fakes = {k: getattr(s, k).detach() for k in model.FAKES}
     sum(model.discriminator_losses(x, y, fakes).values()).backward()
 
 

@@ -1,4 +1,4 @@
-"""Learning curves: a run's log as inline SVG. Standard library only; it can be copied out alone."""
+"""Learning curves: a run's log as inline SVG, whose styles page.html has. Standard library only."""
 import html
 import json
 import math
@@ -47,58 +47,55 @@ def ticks(low, high, count=4):
     return [(first + i) * step for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
-def chart(title, lines, levels=(), span=None, width=480, height=260):
-    """An SVG line chart.
+def short(step):
+    """12000 -> "12k"."""
+    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
 
-    Args:
-        title: plain text.
-        lines: {label: (steps, values)}.
-        levels: (label, value) pairs, dashed horizontals.
-        span: (low, high) of the vertical axis; default that of the values.
+
+def text(x, y, words, anchor="start", kind=""):
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html.escape(words)}</text>'
+
+
+def chart(title, lines, levels=(), span=None, width=480, height=270):
+    """An SVG line chart over training steps: lines {label: (steps, values)}; levels, dashed horizontals, (label, value)
+    pairs; span (low, high) of the vertical axis, default that of the values.
     """
     lines = {label: thin(*line) for label, line in lines.items()}
-    all_steps = [s for steps, _ in lines.values() for s in steps]
+    end = max(1, *(steps[-1] for steps, _ in lines.values()))
     seen = [v for _, values in lines.values() for v in values] + [v for _, v in levels]
     low, high = span or (min(seen), max(seen))
     if high - low < 1e-9 * max(1, abs(high)):
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    end = max(max(all_steps), 1)
-    left, right, top, bottom = 46, width - 12, 40, height - 26
+    left, right, top, bottom = 46, width - 12, 40, height - 36
 
-    def place(step, value):
-        y = bottom - (min(max(value, low), high) - low) / (high - low) * (bottom - top)
-        return f"{left + step / end * (right - left):.1f},{y:.1f}"
+    def across(step):
+        return left + step / end * (right - left)
 
-    def text(x, y, words, anchor="start", kind=""):
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html.escape(words)}</text>'
+    def up(value):
+        return bottom - (min(max(value, low), high) - low) / (high - low) * (bottom - top)
 
-    parts = [text(left, 14, title, kind="title")]
+    parts = [text(left, 14, title, kind="title"), text((left + right) / 2, height - 4, "step", "middle")]
     for tick in ticks(low, high):
-        x, y = place(0, tick).split(",")
-        parts.append(f'<path class="grid" d="M{x},{y}H{right}"/>' + text(left - 6, float(y) + 4, f"{tick:.4g}", "end"))
-    for tick in ticks(0, end, 3):
-        x = float(place(tick, low).split(",")[0])
-        parts.append(text(x, height - 8, short(tick), "start" if tick == 0 else "end" if x > right - 20 else "middle"))
-    key_x = left
+        parts.append(f'<path class="grid" d="M{left},{up(tick):.1f}H{right}"/>'
+                     + text(left - 6, up(tick) + 4, f"{tick:.4g}", "end"))
+    parts += [text(across(tick), bottom + 16, short(tick), "end" if across(tick) > right - 12 else "middle")
+              for tick in ticks(0, end, 5)]
+    drawn = []  # (how it looks in the legend, label)
     for i, (label, (steps, values)) in enumerate(lines.items()):
-        colour, points = COLOURS[i % len(COLOURS)], " ".join(place(*p) for p in zip(steps, values, strict=True))
-        mark = f'<circle cx="{points.split(",")[0]}" cy="{points.split(",")[1]}" r="2.5" fill="{colour}"/>'
-        parts.append(mark if len(steps) == 1 else f'<polyline points="{points}" stroke="{colour}"/>')
-        if len(lines) > 1 or levels:
-            parts.append(f'<path d="M{key_x},28h14" stroke="{colour}"/>' + text(key_x + 19, 32, label))
-            key_x += 34 + 6.6 * len(label)
+        colour = COLOURS[i % len(COLOURS)]
+        points = [f"{across(step):.1f},{up(value):.1f}" for step, value in zip(steps, values, strict=True)]
+        x, y = points[0].split(",")
+        parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>' if len(points) == 1 else
+                     f'<polyline points="{" ".join(points)}" stroke="{colour}"/>')
+        drawn.append((f'stroke="{colour}"', label))
     for label, value in levels:
-        y = place(0, value).split(",")[1]
-        parts.append(f'<path class="level" d="M{left},{y}H{right}"/><path class="level" d="M{key_x:.0f},28h14"/>'
-                     + text(key_x + 19, 32, label))
-        key_x += 34 + 6.6 * len(label)
+        parts.append(f'<path class="level" d="M{left},{up(value):.1f}H{right}"/>')
+        drawn.append(('class="level"', label))
+    for look, label in drawn if len(drawn) > 1 else ():
+        parts.append(f'<path {look} d="M{left:.0f},28h14"/>' + text(left + 19, 32, label))
+        left += 34 + 6.6 * len(label)
     return (f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
             + "".join(parts) + "</svg>")
-
-
-def short(step):
-    """12000 -> "12k"."""
-    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
 
 
 def charts(log, mean_mask=None):
@@ -115,4 +112,4 @@ def charts(log, mean_mask=None):
     if area:
         main.append(chart("Mask area and contrast", area, span=(0, 1)))
     rest = [key for key in log if key not in used]
-    return main, [chart(key, {key: log[key]}, width=300, height=160) for key in rest]
+    return main, [chart(key, {key: log[key]}, width=300, height=170) for key in rest]

@@ -1,77 +1,69 @@
-"""From a model and test crops to figures and pictures: what test.py runs.
+"""From a model and test crops to figures and images: what test.py runs.
 
-Object i is paired with background i mod n, both in file order, and the noise depends on a seed alone: the
-figures do not depend on batch size or threads.
+Objects are paired with backgrounds by a seeded permutation, and the noise depends on a seed alone: the figures do not
+depend on batch size or threads. What a model must have is written in running/methods.py.
 """
 import math
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data import by_stem, open_mask
-from evaluation import image_scores as quality
-from evaluation import mask_scores as metrics
-from images import save_png
-from seigan import box_mask, paste_coarse
+from data import by_stem, to_pixels
+from evaluation import image_scores, mask_scores
+from images import OBJECT, UserError, open_mask
+from networks import box_mask
 
-KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "x_hat2", "y_hat2", "truth")  # pictures, in the page's order
-SCORES = ("d_obj_z", "d_obj_y_hat", "d_bg_x_hat", "d_bg_y_hat2")
 FILLS = ("G_inp", "diffusion", "mean_colour")
-MEASURES = ("psnr", "ssim", "mae")
+MEASURES = {"psnr": image_scores.psnr, "ssim": image_scores.ssim, "mae": image_scores.mae}
+FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y"}  # what is made, and the real crops that it is compared with
+MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area", "true_area")
+COUNTS = ("tp", "fp", "fn", "tn")
+FIGURES = (*MASKS, *mask_scores.BASELINES, "id_obj", "enh_change",
+           *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
 
 
-class Example(NamedTuple):
-    """One test pair, as read."""
+class Record(NamedTuple):
+    """What `evaluate` finds of one object."""
 
     stem: str
-    background: str  # its stem
-    x: torch.Tensor  # (3, S, S) in [-1, 1]
-    y: torch.Tensor  # (3, S, S) in [-1, 1]
-    box: torch.Tensor  # (4,) fractions of the crop; NaN where unknown
-    truth: metrics.Truth | None  # at source resolution where the data have it
-    mask: torch.Tensor | None  # (1, S, S) of 0 and 1: the same at the model's size
+    row: dict  # "stem", "background", what there is of FIGURES and COUNTS, the model's scores; NaN = no value
+    pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, what the model makes in its order, truth
+    features: dict  # {kind: (D,) of a FeatureNet}
 
 
-def read_example(crops, i):
-    """Object i of `crops` with background i mod n."""
-    stem = crops.stems[i]
-    background = crops.background_stems[i % len(crops.background_stems)]
-    return Example(stem, background, crops.object(stem), crops.background(background), read_box(crops, stem),
-                   read_truth(crops, stem), crops.mask(stem))
+# --- the data ---
 
 
-def read_box(crops, stem):
-    """The object's box (4,) in fractions of its crop, float64; NaN where unknown."""
-    known = crops.records.get(stem, {}).get("box") is not None
-    return crops.box(stem).double() if known else torch.full((4,), math.nan, dtype=torch.float64)
+def pair_up(crops, seed=0):
+    """{stem: stem of its background, "" where there are none}: object i with number i mod n of a permutation of the n
+    backgrounds, so that all are used, and neighbours by name, often of one photograph, meet by chance only."""
+    order = np.random.default_rng(seed).permutation(len(crops.background_stems))
+    return {stem: crops.background_stems[order[i % len(order)]] if len(order) else ""
+            for i, stem in enumerate(crops.stems)}
 
 
 def read_truth(crops, stem):
-    """The true mask of `stem` as a `metrics.Truth`: from masks_source/ (as annotated), else from masks/; None
-    if it has none. ValueError where the file's size contradicts crops.json."""
+    """The true mask of `stem` as a `mask_scores.Truth`: from masks_source/ (as annotated), else from masks/; None if it
+    has none. UserError where the file's size contradicts crops.json."""
     path = os.path.join(crops.root, "masks_source", f"{stem}.png")
     window = crops.records.get(stem, {}).get("source_window")
     if window is None or not os.path.isfile(path):
         if stem not in crops.masks:
             return None
-        mask = _read_mask(crops.masks[stem])
-        return metrics.Truth(mask, (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])))
-    mask, (x0, y0, w, h) = _read_mask(path), window
+        mask = np.asarray(open_mask(crops.masks[stem]))
+        return mask_scores.Truth(mask, (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])))
+    mask, (x0, y0, w, h) = np.asarray(open_mask(path)), window
     origin = math.floor(max(x0, 0)), math.floor(max(y0, 0))  # rounding errors may lie beyond the image's edge
     expected = math.ceil(x0 + w) - origin[0], math.ceil(y0 + h) - origin[1]
     if max(abs(expected[0] - mask.shape[1]), abs(expected[1] - mask.shape[0])) > 1:
-        raise ValueError(f"{path} has {mask.shape[1]} x {mask.shape[0]} pixels, its source_window in crops.json says "
-                         f"{expected[0]} x {expected[1]}: make the set anew")
-    return metrics.Truth(mask, tuple(window), origin)
-
-
-def _read_mask(path):
-    return np.asarray(open_mask(path))
+        raise UserError(f"{path} has {mask.shape[1]} x {mask.shape[0]} pixels, its source_window in crops.json says "
+                        f"{expected[0]} x {expected[1]}: make the set anew")
+    return mask_scores.Truth(mask, tuple(window), origin)
 
 
 def resolution(crops):
@@ -81,71 +73,121 @@ def resolution(crops):
     return {frozenset([True]): "source", frozenset([True, False]): "mixed"}.get(frozenset(known), "crop")
 
 
-def fit_mean_mask(crops, pool):
-    """The best fixed mask (1, 1, S, S) of `crops`' masks and how many it comes from, at most MEAN_MASK_SAMPLE; or
+def fit_mean_mask(crops, num_threads=1):
+    """The best fixed mask (S, S) float32 of `crops`' masks and how many it comes from, at most MEAN_MASK_SAMPLE; or
     None, 0."""
     stems = [s for s in crops.stems if s in crops.masks]
     stems = stems[:: math.ceil(len(stems) / MEAN_MASK_SAMPLE)] if stems else []
     if not stems:
         return None, 0
-    return metrics.mean_mask(torch.stack(list(pool.map(lambda stem: crops.mask(stem) == 1, stems)))), len(stems)
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        masks = torch.stack(list(pool.map(lambda stem: crops.mask(stem).half(), stems)))  # half: 0, ½ and 1 are exact
+    return mask_scores.mean_mask(masks)[0, 0].numpy(), len(stems)
 
 
-# --- the networks ---
-
-
-@torch.inference_mode()
-def run_networks(model, x, y, box, hole, seed=0):
-    """Everything that the model makes of a batch.
-
-    Args:
-        x, y: (N, 3, H, W) in [-1, 1]; box: (N, 4) fractions; hole: (N, 1, H, W) of 0 and 1, cut out of y.
-
-    Returns:
-        images {symbol: (N, C, H, W)} and scores {name of SCORES: (N,)}, each with what the mode trains.
-        y_hat equals `model.paste(x, y, box, seed)` and x_hat `model.remove(x, box, seed)`: one noise for all.
-    """
-    noise = model.fixed_noise(x, seed)
-
-    def score(discriminator, image):
-        return discriminator(image).mean((1, 2, 3))
-
-    m = model.segment(x, box)
-    z = paste_coarse(x, y, m)  # m*x + (1-m)*y
-    if model.mode == "supervised":
-        return {"m": m, "z": z}, {}
-    y_hat = model.G_enh(z, noise)  # G_enh(z)
-    images = {"m": m, "z": z, "y_hat": y_hat, "x_id": model.G_enh(x, noise)}
-    scores = {"d_obj_z": score(model.D_obj, z), "d_obj_y_hat": score(model.D_obj, y_hat)}
-    if model.mode == "nocycle":
-        return images, scores
-    x_hat = model.G_inp((1 - m) * x, noise)  # G_inp((1-m)*x)
-    m_hat = model.segment(y_hat, box)  # G_seg(y_hat)
-    y_hat2 = model.G_inp((1 - m_hat) * y_hat, noise)  # G_inp((1-m_hat)*y_hat)
-    images |= {"x_hat": x_hat, "y_hat2": y_hat2,
-               "x_hat2": model.G_enh(paste_coarse(y_hat, x_hat, m_hat), noise),  # G_enh(m_hat*y_hat + (1-m_hat)*x_hat)
-               "filled": model.G_inp((1 - hole) * y, noise)}  # y with the hole refilled
-    return images, scores | {"d_bg_x_hat": score(model.D_bg, x_hat), "d_bg_y_hat2": score(model.D_bg, y_hat2)}
+# --- a batch ---
 
 
 @torch.inference_mode()
-def measure_images(x, y, hole, images):
-    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill the holes of y."""
+def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, seed=0):
+    """The `Record` of each of `pairs`, (stem, stem of its background); the rest as for `evaluate`."""
+    stems, others = zip(*pairs, strict=True)
+    x, box = (torch.stack([read(stem) for stem in stems]).to(device) for read in (crops.object, crops.box))
+    y = torch.stack([crops.background(other) for other in others]).to(device) if all(others) else None
+    true = [crops.mask(stem) for stem in stems]
+    hole = torch.stack([hole_in(crops, stem, mask) for stem, mask in zip(stems, true, strict=True)]).to(x)
+    made = model.pictures(x, y, box, seed)
+    columns = model.scores(made) if getattr(model, "scores", None) else {}
+    columns = {name: values.double().tolist()
+               for name, values in (columns | measure(model, x, y, made, hole, seed)).items()}
+    images, features = {"x": x} | ({} if y is None else {"y": y}) | made, {}
+    if feature_net:
+        features = {k: feature_net(images[k]).cpu().numpy() for k in ("x", "y", *FRECHET) if k in images}
+    pixels = {kind: to_pixels(batch) for kind, batch in images.items()}
+    masks, records = made["mask"][:, 0].float().cpu().numpy(), []
+    for i, (stem, other) in enumerate(pairs):
+        row = {"stem": stem, "background": other} | score_mask(crops, stem, masks[i], fixed)
+        pictures = {kind: batch[i] for kind, batch in pixels.items()}
+        if true[i] is not None:
+            pictures["truth"] = to_pixels(true[i][None])[0]
+        records.append(Record(stem, row | {name: values[i] for name, values in columns.items()}, pictures,
+                              {kind: batch[i] for kind, batch in features.items()}))
+    return records
+
+
+def measure(model, x, y, made, hole, seed=0):
+    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill the holes in y (N, 1, S, S);
+    as far as the model has such networks and there are images to try them on."""
     columns = {}
-    if "x_id" in images:
-        columns["id_obj"] = (images["x_id"] - x).abs().mean((1, 2, 3))  # |G_enh(x) - x|
-        columns["enh_change"] = (images["y_hat"] - images["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
-    if "filled" not in images:
+    if getattr(model, "enhance", None):
+        columns["id_obj"] = (model.enhance(x, seed) - x).abs().mean((1, 2, 3))  # |G_enh(x) - x|
+        if made.keys() >= {"z", "y_hat"}:
+            columns["enh_change"] = (made["y_hat"] - made["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
+    if y is None or not getattr(model, "inpaint", None):
         return columns
-    fills = {"G_inp": images["filled"] * hole + y * (1 - hole), "diffusion": quality.fill_diffusion(y, hole),
-             "mean_colour": quality.fill_mean(y, hole)}
-    for fill, image in fills.items():
-        for measure in MEASURES:
-            columns[f"{fill}_{measure}"] = getattr(quality, measure)(image, y, hole)
-    return columns
+    fills = {"G_inp": model.inpaint((1 - hole) * y, seed) * hole + y * (1 - hole),
+             "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
+    return columns | {f"{fill}_{name}": score(image, y, hole)
+                      for fill, image in fills.items() for name, score in MEASURES.items()}
+
+
+def hole_in(crops, stem, mask):
+    """What is cut out of the background of `stem`, (1, S, S) of 0 and 1: its true mask, else its box, else nothing."""
+    if mask is not None:
+        return (mask == 1).float()
+    return box_mask(crops.box(stem)[None], crops.size, crops.size)[0].round() * (stem in crops.records)
+
+
+def score_mask(crops, stem, mask, fixed):
+    """The figures of a mask (S, S) in [0, 1] of `stem`, as far as the truth is known."""
+    truth = read_truth(crops, stem)
+    if truth is None:
+        return {"mask_area": float((mask >= 0.5).mean())}
+    figures = mask_scores.score(mask, truth, crops.box(stem).tolist() if stem in crops.records else None, fixed)
+    tp, fp, fn, tn = counts = figures.pop("counts").tolist()
+    scored = max(sum(counts), 1)
+    return {"mask_area": (tp + fp) / scored, **figures, **dict(zip(COUNTS, counts, strict=True)),
+            "true_area": (tp + fn) / scored}
 
 
 # --- the loop ---
+
+
+def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, feature_net=None, seed=0):
+    """Run `model` over all objects of `crops`: yields one `Record` each, in file order.
+
+    Args:
+        batch_size: images at a time in each thread.
+        num_threads: batches in work at once, each in a thread of its own from the files to the figures: on a CPU the
+            threads share torch's cores, which small networks use better so than all together on one batch.
+        fixed: the mean mask (S, S), or None.
+        feature_net: an `image_scores.FeatureNet`, or None.
+        seed: of the noise and the pairs.
+    """
+    pairs = list(pair_up(crops, seed).items())
+    batch_size = min(batch_size, math.ceil(len(pairs) / num_threads))  # few images are shared out too
+
+    def work(start):
+        return run_batch(model, crops, pairs[start : start + batch_size], device, fixed, feature_net, seed)
+
+    for records in _in_threads(work, range(0, len(pairs), batch_size), num_threads):
+        yield from records
+
+
+def _in_threads(work, items, num_threads):
+    """work(item) of each of `items`, in their order, by threads that share torch's cores; few wait in memory."""
+    cores, waiting = torch.get_num_threads(), deque()
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(max(1, cores // num_threads),))
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == 2 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # what threads of later go by
 
 
 def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slice(None), stopped=lambda: False):
@@ -165,135 +207,13 @@ def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slic
             batch = stems[i : i + batch_size]
             truths = pool.map(lambda stem: read_truth(crops, stem), batch)
             x = torch.stack(list(pool.map(crops.object, batch))).to(device)
-            box = torch.stack([read_box(crops, stem) for stem in batch])
-            m = model.segment(x, torch.where(box.isnan(), model.box.cpu(), box).to(device))[:, 0].float().cpu().numpy()
+            box = torch.stack([crops.box(stem) for stem in batch]).to(device)
+            m = model.segment(x, box)[:, 0].float().cpu().numpy()
             for mask, truth in zip(m, truths, strict=True):
-                sums += *_mask_score(mask, truth), 1
+                soft = mask_scores.resample(mask, truth)
+                counts = mask_scores.count(soft >= 0.5, truth.mask == OBJECT, truth.scored)
+                sums += mask_scores.ratios(counts)["iou"], (counts[0] + counts[1]) / max(counts.sum(), 1), 1
     return sums.tolist()
-
-
-def _mask_score(mask, truth):
-    """IoU and area of a soft mask (S, S), cut at ½ at source resolution."""
-    scored = truth.scored
-    counts = metrics.count(metrics.resample(mask, truth) >= 0.5, truth.mask == metrics.OBJECT, scored)
-    return float(metrics.ratios(counts)["iou"]), (counts[0] + counts[1]) / max(counts.sum(), 1)
-
-
-def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, folder=None,
-             feature_net=None, seed=0, n_first=0, progress=lambda results, total: results):
-    """Run `model` over all objects of `crops`.
-
-    Args:
-        batch_size: images at a time in each thread.
-        num_threads: batches in work at once, each in a thread of its own from the files to the figures: on a CPU the
-            threads share torch's cores, which small networks use better so than all together on one batch.
-        fixed: the mean mask (1, 1, S, S), or None.
-        folder: where pictures go, folder/KIND/STEM.png for each of KINDS that there is; None = nowhere.
-        feature_net: a `quality.FeatureNet`, or None.
-        n_first: images whose pictures are returned.
-        progress: wraps the results of the batches as they come; is told how many there will be.
-
-    Returns:
-        rows, one dict an image in file order (NaN where there is no value); features {symbol: (N, D)}; and
-        the first images' pictures, dicts {kind: uint8 (S, S) or (S, S, 3)}.
-    """
-    fixed = None if fixed is None else fixed[0, 0].numpy()
-    num_threads = max(1, num_threads)
-    batch_size = min(batch_size, math.ceil(len(crops.stems) / num_threads))  # few images are shared out too
-    starts = range(0, len(crops.stems), batch_size)
-
-    def work(start):
-        examples = [read_example(crops, i) for i in range(start, min(start + batch_size, len(crops.stems)))]
-        pictures, columns, features = run_batch(model, examples, device, seed, feature_net)
-        rows = [_row(e, mask, fixed) for e, mask in zip(examples, pictures["mask"][:, 0].numpy(), strict=True)]
-        rows = [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)]
-        pictures = unstack(pictures, examples) if folder or start < n_first else []
-        if folder:
-            _write_pictures(folder, [e.stem for e in examples], pictures)
-        return rows, features, pictures[: max(0, n_first - start)]
-
-    rows, features, first = [], {}, []
-    with _sharing_cores(num_threads) as pool:
-        for some, parts, pictures in progress(pool.map(work, starts), len(starts)):
-            rows += some
-            first += pictures
-            for symbol, part in parts.items():
-                features.setdefault(symbol, []).append(part)
-    return rows, {symbol: torch.cat(parts).numpy() for symbol, parts in features.items()}, first
-
-
-@contextmanager
-def _sharing_cores(num_threads):
-    """A pool of threads, each with its share of torch's cores."""
-    cores = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads,
-                                initargs=(max(1, cores // num_threads),)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(cores)  # what threads of later go by
-
-
-def run_batch(model, examples, device, seed=0, feature_net=None):
-    """What the model makes of `examples`: pictures {kind: (N, C, S, S) on the CPU}, figures {column: list of N} and
-    features {symbol: (N, D) on the CPU}."""
-    x, y = (torch.stack([getattr(e, name) for e in examples]).to(device) for name in ("x", "y"))
-    box = torch.stack([e.box for e in examples])
-    box = torch.where(box.isnan(), model.box.cpu(), box)
-    hole = box_mask(box, *x.shape[-2:]).round()
-    for i, e in enumerate(examples):
-        if e.mask is not None:
-            hole[i] = e.mask == 1
-    hole = hole.to(device)
-    images, scores = run_networks(model, x, y, box.to(device), hole, seed)
-    figures = scores | measure_images(x, y, hole, images)
-    symbols = {"x": x, "y": y, **{k: v for k, v in images.items() if k in ("z", "y_hat", "x_hat")}}
-    features = {k: feature_net(image).cpu() for k, image in symbols.items()} if feature_net else {}
-    pictures = {"x": x, "y": y, "mask": images["m"], **images}
-    return ({kind: pictures[kind].float().cpu() for kind in KINDS if kind in pictures},
-            {name: values.double().tolist() for name, values in figures.items()}, features)
-
-
-def unstack(pictures, examples):
-    """{kind: (N, C, S, S)} of a batch -> one dict {kind: uint8 array} an image, with the true mask where known."""
-    pixels = {kind: to_bytes(batch) for kind, batch in pictures.items()}
-    parts = [{kind: batch[i] for kind, batch in pixels.items()} for i in range(len(examples))]
-    return [part if e.mask is None else {**part, "truth": to_bytes(e.mask[None])[0]}
-            for part, e in zip(parts, examples, strict=True)]
-
-
-def pictures_of(model, crops, stems, device="cpu", seed=0):
-    """The pictures of the objects `stems`, as `evaluate` makes them: a list of dicts {kind: uint8 array}."""
-    examples = [read_example(crops, crops.stems.index(stem)) for stem in stems]
-    return unstack(run_batch(model, examples, device, seed)[0], examples)
-
-
-def to_bytes(images):
-    """Images (N, 3, H, W) in [-1, 1] or masks (N, 1, H, W) in [0, 1] -> uint8 (N, H, W, 3) or (N, H, W)."""
-    unit = images if images.shape[1] == 1 else (images + 1) / 2
-    pixels = (unit.clamp(0, 1) * 255 + 0.5).byte()
-    return pixels[:, 0].numpy() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _row(example, mask, fixed):
-    """The figures of a mask (S, S) in [0, 1] of `example`, as far as its truth is known."""
-    row = {"stem": example.stem, "background": example.background, "mask_area": float((mask >= 0.5).mean())}
-    if example.truth is None:
-        return row
-    box = None if example.box.isnan().any() else example.box.tolist()
-    row |= metrics.score(mask, example.truth, box, fixed)
-    tp, fp, fn, tn = row.pop("counts").tolist()
-    scored = max(tp + fp + fn + tn, 1)
-    return row | {"tp": tp, "fp": fp, "fn": fn, "tn": tn,
-                  "mask_area": (tp + fp) / scored, "true_area": (tp + fn) / scored}
-
-
-def _write_pictures(folder, stems, pictures):
-    for kind in {kind for part in pictures for kind in part}:
-        os.makedirs(os.path.join(folder, kind), exist_ok=True)
-    for stem, part in zip(stems, pictures, strict=True):
-        for kind, pixels in part.items():
-            save_png(os.path.join(folder, kind, f"{stem}.png"), pixels)
 
 
 # --- the summary ---
@@ -304,21 +224,20 @@ def summarise(rows, classes=None):
 
     classes: {stem: class}, or None. Images without a true mask count in n_images only. None stands for "no value".
     """
-    masks = (*metrics.RATIOS, "boundary_f", "mask_area", "true_area")
     scored = [row for row in rows if "iou" in row]
-    names = (*masks, *metrics.BASELINES, *SCORES, "id_obj", "enh_change",
-             *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
-    columns = {name: [row.get(name, math.nan) for row in rows] for name in names}
+    scores = [name for name in dict.fromkeys(name for row in rows for name in row)
+              if name not in (*FIGURES, *COUNTS, "stem", "background")]
+    columns = {name: [row.get(name, math.nan) for row in rows] for name in (*FIGURES, *scores)}
     if scored:  # the area where there is no truth to compare it with would not belong beside true_area
         columns["mask_area"] = [row["mask_area"] if "iou" in row else math.nan for row in rows]
     columns["iou_minus_mean_mask"] = [row.get("iou", math.nan) - row.get("mean_mask", math.nan) for row in rows]
     values, intervals = means(columns, scored)
     return {
-        **{name: values[name] for name in (*masks, "iou_pooled", "iou_minus_mean_mask")},
-        "baselines": {name: values[name] for name in metrics.BASELINES},
+        **{name: values[name] for name in (*MASKS, "iou_pooled", "iou_minus_mean_mask")},
+        "baselines": {name: values[name] for name in mask_scores.BASELINES},
         "n_images": len(rows), "n_masks": len(scored),
         "per_class": _per_class(scored, classes or {}),
-        "scores": {name: values[name] for name in SCORES},
+        "scores": {name: values[name] for name in scores},
         "enhancement": {"id_obj": values["id_obj"], "change": values["enh_change"]},
         "inpainting": {fill: {m: values[f"{fill}_{m}"] for m in MEASURES} for fill in FILLS},
         "intervals": {name: interval for name, interval in intervals.items() if interval},
@@ -326,28 +245,24 @@ def summarise(rows, classes=None):
 
 
 def means(columns, scored=()):
-    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images.
+    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images: {name: mean}, {name:
+    [low, high]}; None without a value, and for an interval with fewer than two.
 
     scored: rows with counts, for one more column, "iou_pooled": all their pixels together.
-
-    Returns:
-        {name: mean}, {name: [low, high]}; None without a value, and for an interval with fewer than two.
     """
     values = np.array([*columns.values()], np.float64).T  # (N, K)
     there = ~np.isnan(values)
     n, k = values.shape
     overlap = np.zeros((n, 2))  # intersection and union
     overlap[: len(scored)] = np.array([[r["tp"], r["tp"] + r["fp"] + r["fn"]] for r in scored]).reshape(-1, 2)
-    parts = np.hstack([np.where(there, values, 0), overlap[:, :1]])
-    wholes = np.hstack([there, overlap[:, 1:]])
+    table = np.hstack([np.where(there, values, 0), overlap[:, :1], there, overlap[:, 1:]])
 
     def statistic(sums):
         with np.errstate(invalid="ignore"):
             return sums[:, : k + 1] / sums[:, k + 1 :]
 
-    table = np.hstack([parts, wholes])
     found = statistic(table.sum(0, keepdims=True))[0]
-    ends = metrics.bootstrap(table, statistic)
+    ends = mask_scores.bootstrap(table, statistic)
     ends[[*(there.sum(0) < 2), len(scored) < 2]] = np.nan
     names = [*columns, "iou_pooled"]
     return ({name: None if np.isnan(v) else float(v) for name, v in zip(names, found, strict=True)},
@@ -355,22 +270,20 @@ def means(columns, scored=()):
 
 
 def _per_class(scored, classes):
-    groups = {}
+    groups, result = {}, {}
     for row in scored:
-        if row["stem"] in classes:
-            groups.setdefault(classes[row["stem"]], []).append(row)
-    result = {}
-    for name in sorted(groups, key=lambda c: (-len(groups[c]), c)):
-        group = groups[name]
+        groups.setdefault(classes.get(row["stem"]), []).append(row)
+    groups.pop(None, None)
+    for name, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         values, intervals = means({k: [row[k] for row in group] for k in ("iou", "dice", "mean_mask")}, group)
         result[name] = {"n": len(group), **values, "interval": intervals["iou"]}
     return result
 
 
 def frechet(features, feature_net):
-    """Fréchet distances of generated to real crops (see `quality.FeatureNet.describe`); None where N < 2."""
-    pairs = {"z": "x", "y_hat": "x", "x_hat": "y"}
-    n = len(features["x"])
-    values = {f"{fake} to {real}": quality.frechet_distance(features[fake], features[real])
-              for fake, real in pairs.items() if fake in features and n > 1}
-    return feature_net.describe() | {"n": n, "dimensions": features["x"].shape[1], "values": values}
+    """Fréchet distances of generated to real crops, of the features of all records; none where N < 2."""
+    table = {kind: np.stack([one[kind] for one in features]) for kind in features[0]}
+    n, dimensions = table["x"].shape
+    values = {f"{fake} to {real}": image_scores.frechet_distance(table[fake], table[real])
+              for fake, real in FRECHET.items() if fake in table and real in table and n > 1}
+    return feature_net.describe() | {"n": n, "dimensions": dimensions, "values": values}

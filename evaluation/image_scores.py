@@ -1,15 +1,17 @@
 """How good images are: holes refilled (PSNR, SSIM, MAE beside two simple fills) and a Fréchet distance on the
 features of a torchvision network. The paper judges images by people alone (§4.1, see study.py).
 
-Images are (N, 3, H, W) in [-1, 1], holes (N, 1, H, W) of 0 and 1 with 1 = cut out. This file needs torch,
-numpy and, for the Fréchet distance, torchvision; it can be copied out alone.
+Images are (N, 3, H, W) in [-1, 1], holes (N, 1, H, W) of 0 and 1 with 1 = cut out.
 """
 import os
+import re
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from images import UserError
 
 FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
 
@@ -33,8 +35,7 @@ def psnr(image, target, hole):
 
 
 def ssim(image, target, hole):
-    """Structural similarity of luminance (Wang et al. 2004) inside each hole, (N,). Windows at the rim of a hole
-    see what is around it."""
+    """Structural similarity of luminance (Wang et al. 2004) inside each hole, (N,). Windows at its rim see farther."""
     return _inside(ssim_map(image, target), hole)
 
 
@@ -124,37 +125,35 @@ def frechet_gaussian(mean_a, cov_a, mean_b, cov_b):
 class FeatureNet(torch.nn.Module):
     """Features of a torchvision classifier: its convolutional part, averaged over places.
 
-    Args:
-        weights: NAME, a torchvision model with its default weights (from torchvision's cache, else downloaded),
-            e.g. "inception_v3"; or NAME:FILE, the same network with a state dict of torchvision's names, which
-            for networks made of `features` may end early: then the layers it holds are used.
-
-    Raises ValueError or FileNotFoundError for an unknown name, a network without a usable trunk, or a bad file.
+    weights: NAME, a torchvision model with its default weights (from torchvision's cache, else downloaded), e.g.
+    "inception_v3"; or NAME:FILE, the same network with a state dict of torchvision's names, which for networks made of
+    `features` may end early: then the layers it holds are used. UserError or FileNotFoundError where it is none.
     """
 
     def __init__(self, weights):
-        import torchvision.models as models  # here: only this class needs it
+        from torchvision import models  # here: it takes as long to import as torch
+        from torchvision.models.feature_extraction import create_feature_extractor
 
         super().__init__()
         self.weights = weights
         self.network, _, file = weights.partition(":")
         if self.network not in models.list_models(module=models):
-            raise ValueError(f"--frechet_weights must be a classifier of torchvision.models, such as inception_v3 or "
-                             f"vgg19, or NAME:FILE, got {weights!r}")
-        options = {}
+            raise UserError("--frechet_weights must be a classifier of torchvision.models, such as inception_v3 or "
+                            f"vgg19, or NAME:FILE, got {weights!r}")
+        default, options = models.get_model_weights(self.network).DEFAULT, {}
         if file and self.network in ("inception_v3", "googlenet"):  # as torchvision builds them with its own weights
             options = {"init_weights": False, "transform_input": True}
-        net = models.get_model(self.network, weights=None if file else "DEFAULT", **options)
-        self.side = 299 if self.network == "inception_v3" else 224
-        self.net = (_load(net, file) if file else net).eval().requires_grad_(False)
-        if hasattr(self.net, "features"):
-            self.net = self.net.features
-        elif hasattr(self.net, "fc"):
-            self.net.fc = torch.nn.Identity()
-        else:
-            raise ValueError(f"{self.network} has neither `features` nor `fc`: name another network, e.g. vgg19")
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        net = models.get_model(self.network, weights=None if file else default, **options).eval()
+        node = _load(net, file) if file else "features"
+        node = node if hasattr(net, "features") else "flatten"
+        self.transforms = default.transforms()
+        self.transforms.resize_size = self.transforms.crop_size  # all of an image, not its middle
+        try:
+            self.net = create_feature_extractor(net, {node: "features"}, suppress_diff_warning=True)
+        except ValueError as error:
+            raise UserError(f"{self.network} has neither `features` nor `flatten`: name another network, e.g. vgg19"
+                            ) from error
+        self.requires_grad_(False)
 
     @property
     def title(self):
@@ -163,39 +162,35 @@ class FeatureNet(torch.nn.Module):
 
     def describe(self):
         """Plain dict of what a figure made with this network depends on."""
+        how = self.transforms.interpolation.value
         return {"name": self.title, "network": self.network, "weights": self.weights,
-                "resize": f"bilinear, antialiased, to {self.side} px"}
+                "resize": f"{how}, antialiased, to {self.transforms.crop_size[0]} px"}
 
     @torch.no_grad()
     def forward(self, image):
         """image (N, 3, H, W) in [-1, 1] -> (N, D)."""
-        image = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
-        h = self.net(((image + 1) / 2 - self.mean) / self.std)
+        h = self.net(self.transforms((image + 1) / 2))["features"]
         return h.mean((2, 3)) if h.ndim == 4 else h
 
 
 def _load(net, file):
-    """`net` with the weights of `file`, its `features` cut after the last layer that the file holds."""
+    """Give `net` the weights of `file`. Returns the last part of its `features` that the file holds, or "features"."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"no weights at {file}: --frechet_weights takes NAME or NAME:FILE")
+    remedy = "a state dict with torchvision's names is needed"
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file raises, the remedy is the same
-        raise ValueError(f"{file} cannot be read ({type(error).__name__}): a state dict with torchvision's names is "
-                         "needed") from error
+        raise UserError(f"{file} cannot be read ({type(error).__name__}): {remedy}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__}: a state dict with torchvision's names is needed")
+        raise UserError(f"{file} holds a {type(state).__name__}: {remedy}")
     own = net.state_dict()
     trunk = [k for k in own if k.startswith("features.")] or [k for k in own if not k.startswith(("fc.", "AuxLogits."))]
-    held = 0
-    while held < len(trunk) and trunk[held] in state and state[trunk[held]].shape == own[trunk[held]].shape:
-        held += 1
-    # a trunk in numbered parts may end early, any other may not
-    part = trunk[held].split(".")[1] if held < len(trunk) else "0"
-    if held == 0 or held < len(trunk) and not (trunk[held].startswith("features.") and part.isdigit()):
-        raise ValueError(f"{file} holds no {trunk[held]} of shape {tuple(own[trunk[held]].shape)}: "
-                         "a state dict with torchvision's names is needed")
-    net.load_state_dict({k: state[k] for k in trunk[:held]}, strict=False)
-    if held < len(trunk):
-        net.features = net.features[: int(part)]  # the activations after its last layer stay
-    return net
+    fits = [k for k in own if k in state and state[k].shape == own[k].shape]
+    missing = next((k for k in trunk if k not in fits), "")
+    early = re.match(r"features\.([1-9]\d*)\.", missing)  # only numbered parts may end early
+    if missing and not early:
+        raise UserError(f"{file} holds no {missing} of shape {tuple(own[missing].shape)}: {remedy}")
+    own.update({k: state[k] for k in fits})  # keeps the metadata that some networks ask for
+    net.load_state_dict(own)
+    return f"features.{int(early[1]) - 1}" if early else "features"  # with what follows its last weights

@@ -1,16 +1,19 @@
 """How good masks are (§4.2, Table 1): at the crop's source resolution, beside baselines, with intervals.
 
-Masks have 1 = object. `mean_mask` takes tensors (N, 1, H, W); the rest works on single numpy arrays,
-because crops of one source size rarely repeat. No better-of-mask-and-inverse anywhere: a wrong
-polarity scores as wrong. This file needs torch and numpy only and can be copied out alone.
+Masks have 1 = object, 0 = background and, where they are true ones, void, which is neither and never counts: ½ in
+tensors, VOID in what mask files hold. `mean_mask` takes tensors (N, 1, H, W); the rest works on single numpy arrays,
+because crops of one source size rarely repeat. No better-of-mask-and-inverse anywhere: a wrong polarity scores as
+wrong.
 """
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-OBJECT, VOID = 255, 128  # values in a mask file; void is not scored
+from images import OBJECT, VOID
+
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
 BASELINES = ("full_mask", "box_mask", "mean_mask")
 
@@ -22,16 +25,19 @@ def mean_mask(masks):
     """The best fixed mask that training masks allow: their mean, cut where it scores best on them (of 0.1, 0.15,
     ..., 0.9). A model that does not beat it has learned nothing.
 
-    masks: (N, 1, H, W) of 0 and 1 -> (1, 1, H, W) of 0 and 1.
+    masks: (N, 1, H, W) of 1 = object, 0 and ½ = void, which counts in neither mean nor score -> (1, 1, H, W) of 0
+    and 1.
     """
     parts = masks.flatten(1).split(64)  # as numbers they take more memory
-    mean = sum(part.sum(0, dtype=torch.float64) for part in parts) / len(masks)
+    seen = sum((part != 0.5).sum(0) for part in parts)
+    mean = sum((part == 1).sum(0) for part in parts) / seen.clamp(min=1).double()
     thresholds = torch.arange(0.1, 0.91, 0.05, dtype=torch.float64)
     candidates = (mean >= thresholds[:, None]).float()  # (T, P)
     scores = torch.zeros(len(thresholds), dtype=torch.float64)
     for part in parts:
-        intersection = part.float() @ candidates.T  # (N, T)
-        union = part.float().sum(1, keepdim=True) + candidates.sum(1) - intersection
+        true = (part == 1).float()
+        intersection = true @ candidates.T  # (N, T)
+        union = true.sum(1, keepdim=True) + (part != 0.5).float() @ candidates.T - intersection
         scores += torch.where(union > 0, intersection / union.clamp(min=1), 1.0).double().sum(0)
     return candidates[scores.argmax()].reshape(1, *masks.shape[1:])
 
@@ -42,7 +48,7 @@ def mean_mask(masks):
 class Truth(NamedTuple):
     """A true mask as annotated, and the part of it that a crop shows."""
 
-    mask: np.ndarray  # (H, W) uint8: 255 = object, 128 = void, 0 = background; one value a source pixel
+    mask: np.ndarray  # (H, W) uint8: OBJECT, VOID or 0; one value a source pixel
     window: tuple  # x0, y0, w, h that the crop shows, floats in source pixels
     origin: tuple = (0, 0)  # x, y of the mask's first pixel, in source pixels
 
@@ -61,30 +67,14 @@ class Truth(NamedTuple):
         return inside & (self.mask != VOID)
 
 
-def resample(mask, truth):
-    """A soft mask over the crop, sampled bilinearly at the source pixels' centres; undoes the crop's stretch.
-
-    Args:
-        mask: (h, w) float, of any size, over the whole of `truth.window`.
-
-    Returns:
-        (H, W) like `truth.mask`; beyond the centres of the outermost pixels their values go on.
-    """
-    u, v = truth.centres
-    rows = _interpolate(mask, v)  # (H, w)
-    return _interpolate(np.ascontiguousarray(rows.T), u).T  # whole rows are gathered faster than columns
-
-
-def _interpolate(mask, position):
-    """Rows of (h, w) at positions in [0, 1] from top to bottom -> (len(position), w)."""
-    count = len(mask)
-    place = np.clip(position * count - 0.5, 0, count - 1)
-    lower = np.floor(place).astype(np.intp)
-    out, upper = mask[lower], mask[np.minimum(lower + 1, count - 1)]
-    upper -= out
-    upper *= (place - lower).astype(mask.dtype)[:, None]
-    out += upper
-    return out
+def resample(masks, truth):
+    """Soft masks (..., h, w) of any size over the crop, sampled bilinearly at the source pixels' centres: undoes the
+    crop's stretch -> (..., H, W) like `truth.mask`. Beyond the centres of the outermost pixels their values go on."""
+    u, v = (torch.from_numpy(2 * centres - 1).float() for centres in truth.centres)
+    grid = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1)[None]  # (1, H, W, 2)
+    soft = torch.from_numpy(masks).reshape(1, -1, *masks.shape[-2:])
+    found = F.grid_sample(soft, grid, padding_mode="border", align_corners=False)
+    return found.numpy().reshape(*masks.shape[:-2], *truth.mask.shape)
 
 
 def count(mask, truth, scored):
@@ -117,40 +107,24 @@ def ratios(counts):
 
 def boundary(mask):
     """Pixels of `mask` (H, W) bool with one of their four neighbours outside it; the frame's edge is no boundary."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    return mask & ~inner
+    p = np.pad(mask, 1, mode="edge")
+    return mask & ~(p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:])
 
 
 def dilate(mask, radius):
     """Pixels of (H, W) bool within `radius` of `mask` along both axes: max-pooling over squares of 2·radius + 1 px."""
-    out = mask.copy()
-    for view in (out, out.T):  # in memory's order, each
-        back, reach = view.copy(order="K"), 0
-        while reach < radius:  # each step doubles how far a pixel is spread: forward in `view`, backward in `back`
-            shift = min(radius - reach, reach + 1)
-            before = view.copy(order="K")
-            view[shift:] |= before[:-shift]
-            before = back.copy(order="K")
-            back[:-shift] |= before[shift:]
-            reach += shift
-        view |= back
-    return out
+    out = torch.from_numpy(mask).float()[None]
+    for _ in range(2):  # along the rows, then along the columns
+        out = F.max_pool1d(out, 2 * radius + 1, stride=1, padding=radius).transpose(1, 2).contiguous()
+    return out[0].bool().numpy()
 
 
 def boundary_f(mask, truth, scored, tolerance=0.008):
-    """Boundary F-measure (Perazzi et al., DAVIS, 2016): how much of each outline lies near the other.
+    """Boundary F-measure (Perazzi et al., DAVIS, 2016), how much of each outline lies near the other: 2PR / (P + R); 1
+    where neither has an outline, 0 where only one has.
 
-    Args:
-        mask, truth, scored: (H, W) bool.
-        tolerance: largest distance, in fractions of the diagonal, rounded up to whole pixels. Deviation from
-            DAVIS: measured along the axes (squares), not as a disc.
-
-    Returns:
-        2PR / (P + R); 1 where neither has an outline, 0 where only one has.
+    mask, truth, scored: (H, W) bool; tolerance: largest distance, in fractions of the diagonal, rounded up to whole
+    pixels. Deviation from DAVIS: measured along the axes (squares), not as a disc.
     """
     radius = math.ceil(tolerance * math.hypot(*mask.shape))
     edge, true_edge = boundary(mask) & scored, boundary(truth) & scored
@@ -163,53 +137,37 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
 
 
 def score(mask, truth, box=None, fixed=None):
-    """Every figure of one crop's soft mask, and the IoU of the masks that need no model.
+    """Every figure of one crop's soft mask, and the IoU of the masks that need no model: {"counts": (4,), each of
+    RATIOS, "boundary_f", each of BASELINES}.
 
-    Args:
-        mask: (h, w) in [0, 1] over the crop.
-        box: the object's, (4,) left, top, width, height in fractions of the crop; None gives NaN.
-        fixed: the mean mask (h, w) of 0 and 1, resized like a prediction; None gives NaN.
-
-    Returns:
-        {"counts": (4,), each of RATIOS, "boundary_f", each of BASELINES}.
+    mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
+    crop; fixed: the mean mask (h, w) of 0 and 1, resized like a prediction. Without one its baseline is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    predicted = np.ascontiguousarray(resample(mask, truth) >= 0.5)
-    table = [count(predicted, true, scored), *_baseline_counts(true, scored, truth, box, fixed)]
-    figures = ratios(np.array(table))
+    predicted, *mean = resample(np.stack([mask] if fixed is None else [mask, fixed]), truth) >= 0.5
+    table = np.full((4, 4), np.nan)
+    table[0], table[1] = count(predicted, true, scored), count(scored, true, scored)
+    if box is not None:  # pixels centred in it
+        (u, v), (left, top, width, height) = truth.centres, box
+        inside = ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
+        table[2] = count(inside, true, scored)
+    if mean:
+        table[3] = count(mean[0], true, scored)
+    figures = ratios(table)
     return {"counts": table[0], **{name: float(value[0]) for name, value in figures.items()},
             "boundary_f": boundary_f(predicted, true, scored),
             **{name: float(value) for name, value in zip(BASELINES, figures["iou"][1:], strict=True)}}
 
 
-def _baseline_counts(true, scored, truth, box, fixed):
-    """`count` of each of BASELINES: all of the crop, the box (pixels centred in it), the mean mask."""
-    unknown = np.full(4, np.nan)
-    full, boxed, mean = count(scored, true, scored), unknown, unknown
-    if box is not None:
-        (u, v), (left, top, width, height) = truth.centres, box
-        inside = ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
-        boxed = count(inside, true, scored)
-    if fixed is not None:
-        mean = count(np.ascontiguousarray(resample(fixed, truth) >= 0.5), true, scored)
-    return full, boxed, mean
-
-
 # --- over images ---
 
 
-def bootstrap(table, statistic=None, resamples=2000, level=0.95, seed=0):
-    """Percentile bootstrap intervals over images.
+def bootstrap(table, statistic=lambda means: means, resamples=2000, level=0.95, seed=0):
+    """Percentile bootstrap over images: (M, 2) ends of `level` intervals; NaN for fewer than two images.
 
-    Args:
-        table: (N, K), one row an image.
-        statistic: maps column means (B, K) to figures (B, M); default the means themselves.
-
-    Returns:
-        (M, 2) lower and upper ends of the `level` interval; NaN for fewer than two images, which allow none.
+    table: (N, K), one row an image; statistic: maps column means (B, K) to figures (B, M).
     """
     table = np.asarray(table, np.float64)
-    statistic = statistic or (lambda means: means)
     n = len(table)
     if n < 2:
         return np.full((statistic(np.ones((1, table.shape[1]))).shape[1], 2), np.nan)

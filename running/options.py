@@ -116,6 +116,16 @@ def pick_device(gpu=None):
     return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
 
 
+def has_bfloat16(device):
+    """Whether `device` has units for bfloat16: GPUs from compute capability 8 on, CPUs with AMX."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 # --- a command ---
 
 

@@ -2,18 +2,17 @@
 
     torchrun --nproc_per_node=2 train.py --dataroot datasets/dogs --name dogs
 
-The processes' numbers come from torchrun's environment. Small things (figures, signals, states) travel over gloo on the
-CPU, so that no GPU waits for them; gradients travel as DistributedDataParallel sends them.
+Their numbers come from torchrun's environment. Small things (figures, signals, states) travel over gloo on the CPU, so
+that no GPU waits for them; gradients travel as one message after each backward pass.
 """
 import os
-import sys
 
 import torch
 import torch.distributed as dist
 
 
 class Ranks:
-    """This process among its like: `rank` of `count`, `local` on its machine. All methods are called by all."""
+    """Rank, world size, local rank; every method is collective."""
 
     def __init__(self, gpu=None):
         """gpu: -1 = the CPU; else each process takes the GPU of its own number."""
@@ -44,29 +43,17 @@ class Ranks:
         dist.all_gather_object(items, item)
         return items
 
-    def wrap(self, module, may_skip=False):
-        """`module` so that its gradients are averaged over the processes. It must use all parameters that require
-        gradients now, unless it `may_skip` some; those that require none are left alone for good."""
+    def average_gradients(self, parameters):
+        """Make each gradient its mean over the processes: one message for all, zeros where there is none."""
         if self.count == 1:
-            return module
-        device = next(module.parameters()).device
-        return torch.nn.parallel.DistributedDataParallel(
-            module, device_ids=None if device.type == "cpu" else [device], find_unused_parameters=may_skip,
-            gradient_as_bucket_view=True)
+            return
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = torch.cat([p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, gradient in zip(parameters, flat.div_(self.count).split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(gradient.view_as(p))
 
     def close(self):
         if self.started:
             dist.destroy_process_group()
-
-
-def leave(code):
-    """End this process with `code`.
-
-    Where it was one of several, without the interpreter's own end: DistributedDataParallel keeps gloo's threads alive
-    beyond `Ranks.close`, and one that then lets go of a tensor aborts the process (SIGABRT, after all is done).
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

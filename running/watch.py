@@ -1,6 +1,6 @@
 """What watches over a run: signals, steps that were not applied, collapsed masks, speed.
 
-Nothing here reads options, networks or files; what it says names options of train.py.
+Nothing here reads options, networks or files.
 """
 import math
 import signal
@@ -8,7 +8,7 @@ import statistics
 import time
 from contextlib import contextmanager
 
-import torch
+from images import UserError
 
 # --- signals ---
 
@@ -43,35 +43,28 @@ def leave_signals(_worker):
 
 
 class SkippedSteps:
-    """Counts the steps that `Trainer.train_step` did not apply, because a loss or a gradient was not finite.
+    """Counts the steps that a trainer did not apply, because a loss or a gradient was not finite.
 
     Args:
-        limit: so many in a row end the run.
         files: step -> text that names the step's files.
+        limit: so many in a row end the run.
     """
 
-    def __init__(self, limit, files):
-        self.limit, self.files, self.total, self.in_a_row, self.waiting = limit, files, 0, 0, []
+    def __init__(self, files, limit=10):
+        self.files, self.limit, self.total, self.in_a_row = files, limit, 0, 0
 
-    def add(self, step, terms):
-        """Keep a step's terms, on their device: reading each at once would make the device wait."""
-        self.waiting.append((step, terms))
-
-    def check(self, warn):
-        """Read what was added; `warn` is called with a line for each step skipped. ValueError at the limit."""
-        skipped = torch.stack([terms["skipped"] for _, terms in self.waiting]).tolist() if self.waiting else []
-        for (step, terms), bad in zip(self.waiting, skipped, strict=True):
-            self.in_a_row = self.in_a_row + 1 if bad else 0
-            if bad:
-                self.total += 1
-                losses = {k: v for k, v in terms.items() if not k.startswith("mask_")}
-                names = [k for k, v in losses.items() if not math.isfinite(v)] or ["a gradient"]
-                warn(f"step {step} was not applied, {self.total} so far: {', '.join(names)} not finite on "
-                     f"{self.files(step)}")
-            if self.in_a_row == self.limit:
-                raise ValueError(f"{self.limit} steps in a row were not finite, the last one {step}: lower --lr or the "
-                                 "λs of the terms named above; the last checkpoint is good")
-        self.waiting = []
+    def add(self, step, terms, warn):
+        """Look at a step's terms; `warn` is called with a line if it was skipped. UserError at the limit."""
+        if not terms["skipped"]:
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        names = [k for k, v in terms.items() if not k.startswith("mask_") and not math.isfinite(v)] or ["a gradient"]
+        warn(f"step {step} was not applied, {self.total} so far: {', '.join(names)} not finite on {self.files(step)}")
+        if self.in_a_row == self.limit:
+            raise UserError(f"{self.limit} steps in a row were not finite, the last one {step}: lower --lr or the "
+                            "λs of the terms named above; the last checkpoint is good")
 
     def state_dict(self):
         return {"total": self.total, "in_a_row": self.in_a_row}
@@ -80,13 +73,10 @@ class SkippedSteps:
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
 
-COLLAPSES = {  # kind: what is seen, what usually cures it
-    "empty": ("the masks have been empty for {} steps", "raise --lambda_coarse and --lambda_enh, or lower "
-              "--lambda_bg_mae and --lambda_id_bg"),
-    "full": ("the masks have filled all that they may for {} steps", "lower --lambda_coarse and --lambda_enh, or raise "
-             "--lambda_bg_mae and --lambda_id_bg; crops.json with the objects' boxes and --box_prior keep them in"),
-    "constant": ("the masks have been the same on all pictures for {} steps", "the data may be too few or too alike, "
-                 "else lower --lr_seg, and leave the discriminators' augmentation on"),
+COLLAPSES = {  # kind: what is seen
+    "empty": "the masks have been empty for {} steps",
+    "full": "the masks have filled all that they may for {} steps",
+    "constant": "the masks have been the same on all images for {} steps",
 }
 
 
@@ -94,17 +84,17 @@ class CollapseWatch:
     """Tells when masks were empty, full or the same on all pictures, by the means over the last `steps` steps.
 
     Empty: less than a hundredth of the pixels that a mask may take are at ½ or more. Full: more than .97 of them. The
-    same: these pixels differ by less than .01 between the pictures of a batch, which takes batches of two at least.
+    same: these pixels differ by less than .01 between the images of a batch, which takes batches of two at least.
     Training begins with empty masks: until the first ones have shown, it takes three times as many steps.
     """
 
-    def __init__(self, steps):
+    def __init__(self, steps=1000):
         self.steps, self.seen, self.shown, self.told = steps, [], False, None
 
     def add(self, step, fill, spread):
         """The collapse seen, one of COLLAPSES, when it is complete; None otherwise, and while it lasts.
 
-        fill, spread: `seigan.mask_figures` of a step's masks, spread NaN for a batch of one.
+        fill, spread: `losses.mask_figures` of a step's masks, spread NaN for a batch of one.
         """
         self.seen.append((step, fill, math.inf if math.isnan(spread) else spread))
         while len(self.seen) > 1 and self.seen[1][0] <= step - self.steps:
@@ -125,8 +115,7 @@ class CollapseWatch:
 
     def load_state_dict(self, state):
         """What `state_dict` gave. A collapse that was told is told again: a resumed run may have been asked to stop."""
-        if "kind" not in state:  # else of an earlier version, which kept other things
-            self.seen, self.shown = list(state["seen"]), state["shown"]
+        self.seen, self.shown = list(state["seen"]), state["shown"]
 
 
 # --- speed ---

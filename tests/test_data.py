@@ -167,11 +167,11 @@ def test_pictures_of_16_bits_transparent_or_turned(tmp_path):
 
 
 def test_boxes_written_by_hand(tmp_path):
-    """README's crops.json, with a picture that it does not name."""
+    """The crops.json of docs/data.md, with an image that it does not name."""
     for stem in ("0001", "0002"):
         write(tmp_path / "train" / "objects" / f"{stem}.png", np.zeros((200, 100)))
     write(tmp_path / "train" / "backgrounds" / "a.png", np.zeros((4, 4, 3)))
-    with open(Path(__file__).parents[1] / "README.md", encoding="utf-8") as f:
+    with open(Path(__file__).parents[1] / "docs" / "data.md", encoding="utf-8") as f:
         written = f.read().split("```json\n")[1].split("```")[0]
     (tmp_path / "train" / "crops.json").write_text(written)
     crops = Crops(tmp_path, "train", 8)
@@ -264,7 +264,7 @@ def test_demo_same_seed_same_files(dataroot, tmp_path):
     first, again, other = files(dataroot), files(tmp_path / "a"), files(tmp_path / "b")
     assert first == again and first.keys() == other.keys()
     assert all(first[k] != other[k] for k in first if k.endswith(".png"))
-    assert len(first) == 2 * 7 + 5 + 2 * 2 + 2 + 2
+    assert len(first) == 2 * 7 + 5 + 2 * 2 + 2 + 2 * 2
 
 
 @pytest.mark.parametrize("draw", [demo.draw, *drawn.SETS.values()])

@@ -52,7 +52,7 @@ def test_gram_and_texture():
     b = {0: random(2, 3, 4, 5, seed=1), 2: random(2, 4, 2, 3, seed=1)}
     assert np.allclose(losses.gram(a[0]).numpy(), literal_gram(a[0]), atol=1e-6)
     expected = literal_mean(np.abs(literal_gram(a[k]) - literal_gram(b[k])).mean() for k in a)
-    assert losses.texture(a, b).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.texture(a, b, (0, 2)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gram_of_half_precision_does_not_overflow():
@@ -64,7 +64,7 @@ def test_perceptual():
     a = {25: random(2, 3, 4, 4), 28: random(1, 2, 2, 2)}
     b = {25: random(2, 3, 4, 4, seed=1), 28: random(1, 2, 2, 2, seed=1)}
     expected = literal_mean(np.abs(a[k].numpy() - b[k].numpy()).mean() for k in a)
-    assert losses.perceptual(a, b).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.perceptual(a, b, (25, 28)).item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- the replay pool ---

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision import models
 
 from evaluation import image_scores as quality
 from evaluation import mask_scores as metrics
 from evaluation.mask_scores import Truth
+from images import UserError
 
 WHY = "the comparison with an independent implementation needs "
 
@@ -51,6 +53,20 @@ def test_mean_mask_is_the_best_of_its_thresholds_by_brute_force():
     best = max(iou((mean >= t / 100).float().expand_as(masks), masks).mean() for t in range(10, 91, 5))
     assert found.shape == (1, 1, 9, 7) and set(found.unique().tolist()) == {0, 1}
     assert iou(found.expand_as(masks), masks).mean() == pytest.approx(best.item(), abs=1e-12)
+
+
+def test_void_counts_neither_in_the_mean_mask_nor_in_its_score():
+    """Of four masks one is void on the left: there the mean is that of the others, and no threshold gains by it."""
+    masks = torch.zeros(4, 1, 2, 4)
+    masks[:2] = 1
+    masks[3, :, :, :2] = 0.5  # the means are 2/3 left and 1/2 right
+    only_left = torch.zeros(1, 1, 2, 4)
+    only_left[..., :2] = 1
+    assert metrics.mean_mask(masks.half())[0, 0].tolist() == [[1, 1, 1, 1]] * 2
+    masks[1, :, :, 2:] = 0  # 2/3 and 1/4: full scores (1 + 1/2 + 0 + 0) / 4, the left half (1/2 + 1 + 0 + 1) / 4
+    assert torch.equal(metrics.mean_mask(masks), only_left)
+    everywhere = torch.full((3, 1, 2, 2), 0.5)
+    assert metrics.mean_mask(everywhere).isfinite().all()
 
 
 # --- at source resolution ---
@@ -248,12 +264,18 @@ def test_frechet_distance_agrees_with_scipys_matrix_root(rng):
     assert quality.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
+def normalised(image):
+    """From [-1, 1] to what torchvision's classifiers were trained on."""
+    mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return ((image + 1) / 2 - mean) / std
+
+
 def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
     early = {k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 5}
     torch.save(early, tmp_path / "early.pth")
     net = quality.FeatureNet(f"vgg19:{tmp_path / 'early.pth'}")
     x = torch.rand(2, 3, 32, 32) * 2 - 1
-    h = (F.interpolate(x, (224, 224), mode="bilinear", antialias=True) / 2 + 0.5 - net.mean) / net.std
+    h = normalised(F.interpolate(x, (224, 224), mode="bilinear", antialias=True))
     for index in (0, 2, 5):
         h = F.relu(F.conv2d(h, early[f"features.{index}.weight"], early[f"features.{index}.bias"], padding=1))
         h = F.max_pool2d(h, 2) if index == 2 else h
@@ -262,17 +284,15 @@ def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
 
 
 def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, monkeypatch):
-    from torchvision import models
-
     options = {"init_weights": False, "aux_logits": True}
     own = models.inception_v3(**options, transform_input=True)  # as with weights of torchvision's
     torch.save(own.state_dict(), tmp_path / "net.pth")
     own.fc = torch.nn.Identity()
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     net = quality.FeatureNet(f"inception_v3:{tmp_path / 'net.pth'}")
-    unit = F.interpolate(x, (299, 299), mode="bilinear", antialias=True) / 2 + 0.5
     with torch.no_grad():
-        assert torch.allclose(net(x), own.eval()((unit - net.mean) / net.std), rtol=1e-3, atol=0)
+        expected = own.eval()(normalised(F.interpolate(x, (299, 299), mode="bilinear", antialias=True)))
+        assert torch.allclose(net(x), expected, rtol=0, atol=1e-4 * expected.max().item())
 
 
 def test_only_inception_with_torchvisions_weights_is_called_fid():
@@ -284,12 +304,14 @@ def test_only_inception_with_torchvisions_weights_is_called_fid():
 
 
 @pytest.mark.parametrize("weights, words", [
-    ("vgg99", "torchvision"), ("vgg19:nowhere.pth", "no weights at nowhere.pth"),
+    ("vgg99", "torchvision"), ("mnasnet0_5:{}.mnasnet", "neither `features` nor `flatten`"),
+    ("vgg19:nowhere.pth", "no weights at nowhere.pth"),
     ("resnet18:{}", "holds no conv1.weight"), ("vgg19:{}", "holds no features.0.weight"),
     ("vgg19:{}.txt", "cannot be read"), ("vgg19:{}.list", "holds a list")])
 def test_bad_feature_networks_are_named(tmp_path, weights, words):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([torch.zeros(1)], tmp_path / "other.pth.list")
     (tmp_path / "other.pth.txt").write_text("no weights")
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
+    torch.save(models.mnasnet0_5(weights=None).state_dict(), tmp_path / "other.pth.mnasnet")
+    with pytest.raises((UserError, FileNotFoundError), match=words):
         quality.FeatureNet(weights.format(tmp_path / "other.pth"))

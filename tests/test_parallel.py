@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import equal
-from test_seigan import BOX, tiny
+from test_seigan import BOX, tiny, trainer_of
 from test_train import HERE, SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
 
 from data import StepSampler
 from running import parallel
 from running.checkpoint import load_checkpoint
-from seigan import NO_VGG, Trainer
+from seigan import NO_VGG
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 MODES = [("seigan", {}), ("nocycle", {}), ("supervised", {}), ("seigan", {"id_obj": 0.0, "enh": 0.0, "obj_mae": 0.0}),
@@ -28,7 +28,7 @@ RANDN = torch.randn
 def batch():
     rng = torch.Generator().manual_seed(3)
     x, y = (torch.rand(4, 3, 16, 16, generator=rng, dtype=torch.double) * 1.6 - 0.8 for _ in range(2))
-    return x, y, torch.tensor([BOX] * 4), (x[:, :1] > 0).double()
+    return {"x": x, "y": y, "box": torch.tensor([BOX] * 4), "mask": (x[:, :1] > 0).double()}
 
 
 def half_noise(shape, rank):
@@ -36,15 +36,17 @@ def half_noise(shape, rank):
     return RANDN(shape, generator=torch.Generator().manual_seed(10 + rank), dtype=torch.double)
 
 
-def trainer_of(mode, lambdas, wrap=lambda module, may_skip: module):
-    model = tiny(mode=mode, lambdas=NO_VGG | lambdas).double()
-    return Trainer(model, pool_size=0, diffaug=False, ema=0, wrap=wrap)
+def double_trainer(method, lambdas, share=lambda parameters: None):
+    options = {} if method == "supervised" else {"pool_size": 0, "diffaug": False}
+    trainer = trainer_of(tiny(method=method, lambdas=NO_VGG | lambdas).double(), ema=0, **options)
+    trainer.share = share
+    return trainer
 
 
 def one_step(trainer, part):
-    trainer.train_step(*(t[part] for t in batch()))
+    trainer.train_step({k: t[part] for k, t in batch().items()})
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-    trainer.train_step(*(t[part] for t in batch()))  # says what DistributedDataParallel missed in the first
+    trainer.train_step({k: t[part] for k, t in batch().items()})
     return gradients
 
 
@@ -54,7 +56,7 @@ def in_a_process(rank, port, out):
     torch.set_num_threads(1)
     ranks = parallel.Ranks(-1)
     for i, (mode, lambdas) in enumerate(MODES):
-        trainer = trainer_of(mode, lambdas, ranks.wrap)
+        trainer = double_trainer(mode, lambdas, ranks.average_gradients)
         torch.randn = lambda shape, **_: half_noise(shape, rank)
         gradients = one_step(trainer, slice(2 * rank, 2 * rank + 2))
         torch.randn = RANDN
@@ -63,8 +65,6 @@ def in_a_process(rank, port, out):
     assert ranks.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     ranks.reduce([0])  # neither leaves while the other still needs it
     ranks.close()
-    sys.stdout.flush()
-    os._exit(0)  # what torch's threads do at the end of an interpreter is not looked at here
 
 
 def both_halves(shape, **_):
@@ -91,7 +91,7 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(mode, lambdas, 
     i = MODES.index((mode, lambdas))
     two, other = (torch.load(two_processes / f"{i}_{rank}.pt") for rank in (0, 1))
     assert equal(two, other)
-    trainer = trainer_of(mode, lambdas)
+    trainer = double_trainer(mode, lambdas)
     monkeypatch.setattr(torch, "randn", both_halves)
     one = one_step(trainer, slice(None))
     monkeypatch.undo()

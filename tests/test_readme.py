@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUTTERFLIES = os.path.join(HERE, "..", "shared", "data", "butterflies")
@@ -23,7 +24,7 @@ def blocks(language):
 
 
 def commands():
-    """Every `python FILE.py ...` of README's shell blocks, as lists of words."""
+    """Every `python FILE.py ...` of README's shell blocks, as lists of words, in order."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     parts = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
     return [words for words in parts if words[:1] == ["python"] and words[1].endswith(".py")]
@@ -32,6 +33,7 @@ def commands():
 def run(words, cwd):
     script, *rest = words[1:]
     short = SHORT.get(f"{script} --resume" if "--resume" in rest else script, "")
+    short = "" if "check" in rest else short
     done = subprocess.run([sys.executable, os.path.join(HERE, script), *rest, *short.split()], cwd=cwd,
                           capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
@@ -68,16 +70,17 @@ def test_the_python_example(folder):
 
 @pytest.mark.skipif(not os.path.isdir(BUTTERFLIES), reason=f"no photographs at {os.path.normpath(BUTTERFLIES)}")
 def test_the_butterfly_commands(tmp_path):
-    """Prepare, train a small model on the CPU, resume it, test it."""
+    """Prepare, train a small model on the CPU, resume it, test it, use it on photographs."""
     os.symlink(os.path.abspath(BUTTERFLIES), tmp_path / "butterflies")
-    seen = set()
-    for words in commands():
-        prepares = words[1] == "prepare.py" and "coco" in words
-        if prepares or "butterflies64" in words:
-            run(words, tmp_path)
-            seen.add(words[1] + (" --resume" if "--resume" in words else ""))
-    assert seen >= {"prepare.py", "train.py", "train.py --resume", "test.py"}
+    for name, file in (("dog.jpg", "0010001.jpg"), ("beach.jpg", "0010002.jpg")):
+        with Image.open(os.path.join(BUTTERFLIES, "images", file)) as image:
+            image.resize((1600, 1200)).save(tmp_path / name)
+    here = [words for words in commands() if words[1] == "prepare.py" or "butterflies64" in words]
+    for words in sorted(here, key=lambda words: ("prepare.py", "train.py", "test.py", "photo.py").index(words[1])):
+        run(words, tmp_path)
+    assert {words[1] for words in here} == {"prepare.py", "train.py", "test.py", "photo.py"}
     assert os.path.exists(tmp_path / "results" / "butterflies64" / "metrics.json")
+    assert os.path.exists(tmp_path / "results" / "butterflies64" / "photos" / "pasted" / "dog.jpg.png")
 
 
 def test_every_command_of_readme_is_run_or_has_a_reason():

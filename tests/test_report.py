@@ -14,6 +14,7 @@ from evaluation import page as report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the results page")
+KINDS = [*(kind for kind in report.KINDS if kind != "truth"), "first_layer", "truth"]  # one that the paper has not
 STEMS = ['plain', 'sp ace & "quotes"', "<b>tag", "50%#?x=1", "ŷ-été", "last"]
 
 
@@ -21,30 +22,31 @@ STEMS = ['plain', 'sp ace & "quotes"', "<b>tag", "50%#?x=1", "ŷ-été", "last"]
 def figures():
     with_interval = {"iou": [0.6, 0.8], "mean_mask": [0.5, 0.7], "iou_minus_mean_mask": [0.02, 0.2]}
     return {
-        "name": "<exp> & co", "mode": "seigan", "step": 12000, "size": 32, "checkpoint": "best", "dataroot": "a<b",
-        "split": "test", "resolution": "source", "n_images": 6, "n_masks": 5, "iou": 0.7, "iou_pooled": 0.71,
-        "dice": 0.8, "pixel_accuracy": 0.9, "precision": 0.8,
+        "name": "<exp> & co", "method": "seigan", "kinds": KINDS, "step": 12000, "size": 32, "checkpoint": "best",
+        "dataroot": "a<b", "split": "test", "resolution": "source", "n_images": 6, "n_masks": 5, "iou": 0.7,
+        "iou_pooled": 0.71, "dice": 0.8, "pixel_accuracy": 0.9, "precision": 0.8,
         "recall": 0.8, "boundary_f": 0.5, "mask_area": 0.4, "true_area": 0.41,
         "iou_minus_mean_mask": 0.1, "baselines": {"full_mask": 0.35, "box_mask": None, "mean_mask": 0.6},
         "intervals": with_interval, "enhancement": {"id_obj": 0.03, "change": 0.02},
         "per_class": {k: {"n": 3, "iou": 0.7, "interval": None, "iou_pooled": 0.7, "mean_mask": 0.6}
                       for k in ("c<at", "dog")},
         "inpainting": {fill: {"psnr": 20.0, "ssim": 0.5, "mae": 0.1} for fill in ("G_inp", "diffusion", "mean_colour")},
-        "scores": {"d_obj_z": 0.1, "d_obj_y_hat": 0.2, "d_bg_x_hat": 0.3, "d_bg_y_hat2": 0.4}, "frechet": None}
+        "scores": {"d_obj_z": 0.1, "d_obj_y_hat": 0.2, "d_bg_x_hat": 0.3, "d_bg_y_hat2": 0.4, "d_<own": 0.5},
+        "frechet": None}
 
 
 @pytest.fixture
 def rows():
     ious, scores = [0.5, 0.9, 0.1, 0.7, None, 0.3], [0.3, 0.1, 0.6, 0.2, 0.5, 0.4]
     return [{"stem": stem, "class": "dog" if i % 2 else "c<at", "d_obj_y_hat": scores[i],
-             **({} if ious[i] is None else {"iou": ious[i], "boundary_f": 0.5, "mean_mask": 0.4})}
+             **({} if ious[i] is None else {"iou": ious[i]})}
             for i, stem in enumerate(STEMS)]
 
 
 @pytest.fixture
 def folder(tmp_path, figures, rows):
     """A results folder with a page."""
-    for kind in report.MEANINGS:
+    for kind in KINDS:
         (tmp_path / kind).mkdir()
         for row in rows:
             if kind != "truth" or "iou" in row:
@@ -88,13 +90,54 @@ def test_page_loads_with_every_picture_and_a_silent_console(folder):
       done({n: images.length, broken: images.filter(i => !i.naturalWidth).map(i => i.src), order: ORDER,
             bold: document.querySelectorAll('.row b b, .row span b').length, title: document.title,
             hats: document.querySelectorAll('#gallery .heads mover').length,
+            words: [...document.querySelectorAll('#gallery .heads .word')].map(e => e.textContent),
             outside: [...document.querySelectorAll('script[src],link[href^="http"],img[src^="http"]')].length});
     """)
     assert console == []
     assert value["broken"] == [] and value["outside"] == 0 and value["bold"] == 0
     # 6 rows in the gallery and 3 extremes; the row without a true mask shows none
-    assert value["n"] == 9 * 9 - 1 and value["order"] == STEMS
-    assert value["title"].startswith("<exp> & co") and value["hats"] == 6
+    assert value["n"] == 9 * 11 - 1 and value["order"] == STEMS
+    assert value["title"].startswith("<exp> & co") and value["hats"] == 7
+    assert value["words"] == ["first layer", "true mask"]
+
+
+@in_browser
+def test_figures_and_legend_say_what_there_is_in_words(folder, figures, rows):
+    script = """
+      const shown = e => e.getClientRects().length > 0, text = s => [...document.querySelectorAll(s)].filter(shown)
+        .map(e => e.textContent.replace(/\\s+/g, ' ').trim());
+      done({legend: text('.legend dd'), rows: text('tbody tr'), bars: text('.bars dd'), notes: text('.note'),
+            tables: text('caption'), labels: text('#gallery .row span'), rest: text('main')[0]});
+    """
+    value, console = browse(folder, script)
+    assert console == [] and "None" not in value["rest"] and "null" not in value["rest"]
+    assert len(value["legend"]) == 10 and "removed: x without its object" in " ".join(value["legend"])
+    for row in ("IoU, mean over images0.700 [0.600, 0.800]", "Dobj(z)0.100", "Dbg(y^^)0.400", "d_<own0.500",
+                "c<at30.7000.7000.600", "mean colour20.00.5000.100"):
+        assert row in value["rows"], row
+    assert value["bars"] == ["0.700", "0.600", "no data", "0.350"]
+    assert any("model's own critic says of ŷ" in note for note in value["notes"])
+    assert any("best that the training masks allow" in note for note in value["notes"])
+    assert "D_obj(ŷ) 0.30" in value["labels"]
+    # a method with masks alone: what it has not is not mentioned
+    none = dict.fromkeys(("psnr", "ssim", "mae"))
+    few = figures | {"kinds": ["x", "mask", "truth"], "scores": {}, "enhancement": {"id_obj": None, "change": None},
+                     "inpainting": dict.fromkeys(figures["inpainting"], none), "per_class": {}}
+    report.write_index(folder, few, [{k: v for k, v in row.items() if k != "d_obj_y_hat"} for row in rows])
+    value, console = browse(folder, script)
+    assert console == [] and value["tables"] == ["Masks"] and len(value["legend"]) == 3
+    assert not any("critic" in note or "hat" in note.split() for note in value["notes"])
+
+
+def test_a_sentence_says_where_fills_need_no_model(figures):
+    psnr = figures["inpainting"]
+    assert report.fill_verdict(figures) == ""  # all alike
+    psnr["diffusion"] = {"psnr": 26.54}
+    assert "(20.0 dB) are worse than diffusion from the rim (26.5 dB), which needs" in report.fill_verdict(figures)
+    psnr["mean_colour"] = {"psnr": 22.0}
+    assert "and the mean colour (22.0 dB), which need no" in report.fill_verdict(figures)
+    figures["inpainting"] = dict.fromkeys(psnr, {"psnr": None})
+    assert report.fill_verdict(figures) == ""
 
 
 @in_browser
@@ -163,15 +206,16 @@ def test_many_rows_are_drawn_step_by_step_and_nothing_overflows(folder, figures)
 
 
 def test_page_without_pictures_masks_or_log(tmp_path, figures):
-    figures |= {"iou": None, "iou_minus_mean_mask": None, "intervals": {}, "per_class": {},
+    figures |= {"kinds": [], "iou": None, "iou_minus_mean_mask": None, "intervals": {}, "per_class": {},
                 "baselines": dict.fromkeys(figures["baselines"])}
     figures |= dict.fromkeys(("iou_pooled", "dice", "pixel_accuracy", "precision", "recall", "boundary_f", "true_area"))
-    report.write_index(tmp_path, figures, [{"stem": "a", "class": ""}], {}, with_images=False)
+    report.write_index(tmp_path, figures, [{"stem": "a", "class": ""}], {})
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "no true masks" in text and "None" not in text and "Learning curves" not in text
+    assert "no true masks" in text and "None" not in text and "<svg" not in text
     if CHROMIUM:
-        value, console = browse(tmp_path, "done(document.querySelectorAll('.row').length)")
-        assert value == 0 and console == []
+        value, console = browse(tmp_path, """done([document.querySelectorAll('.row').length,
+            [...document.querySelectorAll('h2')].filter(e => e.getClientRects().length).map(e => e.textContent)])""")
+        assert value == [0, ["Figures"]] and console == []
 
 
 def test_data_cannot_end_the_script_element():
@@ -195,17 +239,23 @@ def test_log_of_a_resumed_and_a_broken_run(tmp_path):
              {"step": 30, "enh": 9.0}, {"step": 30, "enh": 3.0}, {"step": 40, "enh": float("nan")}]
     text = "\n".join(json.dumps(line) for line in lines) + '\n[1]\n{"step": 50, "en'
     (tmp_path / "log.jsonl").write_text(text)
-    log = report.read_log(tmp_path / "log.jsonl")
+    log = curves.read_log(tmp_path / "log.jsonl")
     assert log == {"enh": ((10, 20, 30), (1.0, 2.0, 3.0)), "val_iou": ((20,), (0.5,))}
-    assert report.read_log(tmp_path / "absent.jsonl") == {}
+    assert curves.read_log(tmp_path / "absent.jsonl") == {}
 
 
 def test_chart_places_points_on_its_axes():
     svg = curves.chart("a < b", {"one": ((0, 50, 100), (0.0, 1.0, 0.5))}, [("level", 0.5)], (0, 1), 200, 160)
     points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
-    left, right, top, bottom = 46, 188, 40, 134
+    left, right, top, bottom = 46, 188, 40, 124
     assert points == [(left, bottom), ((left + right) / 2, top), (right, (top + bottom) / 2)]
     assert f'd="M{left},{(top + bottom) / 2}H{right}"' in svg and "a &lt; b" in svg
+
+
+@pytest.mark.parametrize("end", [1, 75, 199, 200, 2000, 3200, 6144, 99_999, 1_000_000])
+def test_the_axis_says_step_and_has_more_than_two_ticks(end):
+    words = re.findall(r">([^<>]+)</text>", curves.chart("t", {"v": ((0, end), (0.0, 1.0))}, span=(0, 1)))
+    assert "step" in words and 3 <= len([word for word in words if re.fullmatch(r"[\d.]+k?", word)]) - 5 <= 7
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (5.0,), (-3e-9, 2e9), (1e-7, 1.0000001e-7)])
@@ -223,25 +273,38 @@ def test_long_logs_are_thinned_to_means():
 
 
 def test_contact_sheet_has_a_labelled_column_a_kind_and_a_row_an_image(tmp_path):
-    colour = {kind: (20 * i, 200 - 20 * i, 50) for i, kind in enumerate(report.SHEET)}
-    pictures = [{kind: np.full((80, 80, 3), colour[kind], np.uint8) for kind in report.SHEET} for _ in range(3)]
-    del pictures[1]["truth"]
-    report.contact_sheet(tmp_path / "sheet.png", pictures)
+    kinds = ["x", "y", "mask", "z", "y_hat", "x_hat", "first_layer", "truth"]
+    colour = {kind: (20 * i, 200 - 20 * i, 50) for i, kind in enumerate(kinds)}
+    rows = [{kind: np.full((80, 80, 3), colour[kind], np.uint8) for kind in kinds} for _ in range(3)]
+    rows = [row | {"x_hat2": row["x"]} for row in rows]  # of the cycle: not on sheets
+    rows[1].pop("truth")
+    report.contact_sheet(tmp_path / "sheet.png", rows)
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet).astype(int)
+    assert pixels.shape[1] == 4 + 84 * len(kinds)
     header = pixels.shape[0] - 3 * 84
     for i in range(3):
-        for j, kind in enumerate(report.SHEET):
+        for j, kind in enumerate(kinds):
             found = pixels[header + i * 84 + 40, 4 + j * 84 + 40]
             assert tuple(found) == ((255,) * 3 if (i, kind) == (1, "truth") else colour[kind])
-    heads = [(pixels[:header, 4 + j * 84 : 84 + j * 84] < 128).all(-1) for j in range(len(report.SHEET))]
+    heads = [(pixels[:header, 4 + j * 84 : 84 + j * 84] < 128).all(-1) for j in range(len(kinds))]
     assert all(head.any() for head in heads)
     # ŷ and x̂ wear hats: ink above the height of the bare letters
     tops = [np.argwhere(head)[:, 0].min() for head in heads]
     assert tops[4] < tops[1] and tops[5] < tops[0]
 
 
+def test_rows_of_a_sheet_may_have_labels(tmp_path):
+    rows = [{"x": np.full((80, 80, 3), 90, np.uint8)}] * 2
+    report.contact_sheet(tmp_path / "sheet.png", rows, ["best\nIoU 0.931", ""])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        beside = np.asarray(sheet.convert("L"))[-168:, :70]
+    assert (beside[:84] < 90).any() and (beside[84:] == 255).all()
+
+
 @pytest.mark.parametrize("n,expected", [(9, "ihfeba"), (10, "jifeba"), (3, "cba"), (0, "")])
 def test_best_median_and_worst_by_iou(n, expected):
     rows = [{"stem": "abcdefghij"[i], "iou": i / 10} for i in range(n)] + [{"stem": "unknown"}]
-    assert "".join(report.ranked(rows, each=2)) == expected
+    found = report.ranked(rows, each=2)
+    assert "".join(found) == expected
+    assert list(found.values()) == ["best", "best", *["median"] * (n > 3) * 2, *["worst"] * min(2, n - 2)][:len(found)]

@@ -8,22 +8,39 @@ from conftest import equal
 
 import losses
 import seigan
+from baselines import nocycle, supervised
 from benchmarks.literal import LiteralTrainer, literal_swap, literal_terms
-from running.checkpoint import load_checkpoint, save_checkpoint
-from seigan import GENERATORS, LAMBDAS, NO_VGG, SEIGAN, Trainer, box_mask, paste_coarse
+from networks import box_mask
+from running.checkpoint import load_checkpoint, load_model, save_checkpoint
+from seigan import LAMBDAS, NO_VGG, SEIGAN, Trainer
 
 BOX = (0.125, 0.125, 0.75, 0.75)
 TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
 
 
-def tiny(seed=0, vgg_state=None, **options):
+MODELS = {"seigan": SEIGAN, "nocycle": nocycle.NoCycle, "supervised": supervised.Supervised}
+
+
+def tiny(seed=0, vgg_state=None, method="seigan", **options):
     torch.manual_seed(seed)
     vgg_lambdas = dict.fromkeys(seigan.VGG_TERMS, 1.0 if vgg_state else 0.0)
-    model = SEIGAN(**TINY | {"lambdas": vgg_lambdas} | options, vgg_state=vgg_state)
-    for net in (model.G_seg, model.G_enh, model.G_inp):  # away from the identity, so that no term is nearly 0
+    model = MODELS[method](**TINY | {"lambdas": vgg_lambdas} | options, vgg_state=vgg_state)
+    for net in model.networks(model.GENERATORS).values():  # away from the identity, so that no term is nearly 0
         for p in net.parameters():
             p.data += 0.05 * torch.randn_like(p)
     return model
+
+
+def trainer_of(model, **options):
+    """The trainer that fits the model."""
+    if isinstance(model, supervised.Supervised):
+        return supervised.Trainer(model, **{"lr": 1e-3} | options)
+    return Trainer(model, **options)
+
+
+def batch_of(x, y, box=(BOX, BOX), mask=None):
+    return {"x": x, "y": y, "box": torch.tensor(box[:1] * len(x) if len(box) != len(x) else box),
+            "mask": torch.ones_like(x[:, :1]) if mask is None else mask}
 
 
 def images(n=2, seed=1, dtype=torch.float32):
@@ -44,7 +61,7 @@ def test_fused_calls_equal_separate_calls():
 
 def test_swap_makes_six_generator_calls():
     model, calls = tiny(), []
-    for name in GENERATORS:
+    for name in SEIGAN.GENERATORS:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     model.swap(*images())
     assert sorted(calls) == ["G_enh"] * 2 + ["G_inp"] * 2 + ["G_seg"] * 2
@@ -52,7 +69,7 @@ def test_swap_makes_six_generator_calls():
 
 def test_coarse_paste_by_hand():
     x, y = torch.full((1, 3, 1, 2), 1.0), torch.full((1, 3, 1, 2), -1.0)
-    assert paste_coarse(x, y, torch.tensor([[[[1.0, 0.25]]]]))[0, 0, 0].tolist() == [1.0, -0.5]
+    assert losses.paste(x, y, torch.tensor([[[[1.0, 0.25]]]]))[0, 0, 0].tolist() == [1.0, -0.5]
 
 
 def test_box_mask_by_hand():
@@ -121,7 +138,7 @@ def test_which_networks_a_term_moves(term, vgg19_state):
     terms = model.generator_losses(x, y, model.swap(x, y, rng=torch.Generator().manual_seed(5)))
     model.zero_grad()
     terms[term].backward()
-    moved = {name for name in GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
+    moved = {name for name in SEIGAN.GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
                                                 for p in model.get_submodule(name).parameters())}
     assert moved == OWNERS[term]
 
@@ -129,7 +146,7 @@ def test_which_networks_a_term_moves(term, vgg19_state):
 def test_total_is_the_weighted_sum_and_only_weighted_terms_are_computed():
     lambdas = {"inp": 1.5, "inp2": 0.0, "bg_mae": 7.0, "id_bg": 0.5}
     trainer = Trainer(tiny(lambdas=dict.fromkeys(LAMBDAS, 0.0) | lambdas))
-    log = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    log = trainer.train_step(batch_of(*images()))
     assert set(log) == {"inp", "bg_mae", "id_bg", "total", "D_obj", "D_bg", "mask_area", "mask_contrast", "mask_fill",
                         "mask_spread", "skipped"}
     assert log["total"].item() == pytest.approx(sum(lambdas[k] * log[k].item() for k in ("inp", "bg_mae", "id_bg")))
@@ -156,7 +173,7 @@ def test_augmentation_shifts_and_changes_colours():
     height, width = 16, 24
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows.double() / height, cols.double() / width, 0.0 * rows]).expand(200, 3, height, width)
-    out = seigan.augment(image, torch.Generator().manual_seed(0))
+    out = losses.augment(image, torch.Generator().manual_seed(0))
     shifts = set()
     for after in out:
         inside = after[:, 2:-2, 3:-3]  # what cannot have come from beyond the border
@@ -170,7 +187,7 @@ def test_augmentation_shifts_and_changes_colours():
 
 def test_augmentation_statistics_and_gradient():
     image = torch.zeros(4000, 3, 8, 8, dtype=torch.double, requires_grad=True)
-    out = seigan.augment(image, torch.Generator().manual_seed(0))
+    out = losses.augment(image, torch.Generator().manual_seed(0))
     level = out[:, 0, 4, 4]  # of a grey picture: its brightness, uniform in [-½, ½]
     assert abs(level.mean()) < 4 * (1 / 12) ** 0.5 / 4000**0.5 and -0.5 <= level.min() and level.max() <= 0.5
     out.sum().backward()
@@ -184,7 +201,7 @@ def test_discriminators_see_augmented_images_in_both_steps():
         batches = seen[diffaug] = []
         trainer.model.D_obj.register_forward_hook(lambda _, args, __, batches=batches: batches.append(args[0]))
         x, y = images()
-        trainer.train_step(x, y, torch.tensor([BOX] * 2))
+        trainer.train_step(batch_of(x, y))
         assert torch.equal(batches[1][:2], x) != diffaug
     assert not torch.equal(seen[True][0], seen[False][0])
 
@@ -195,22 +212,23 @@ def test_discriminators_see_augmented_images_in_both_steps():
 def step_moves(trainer, monkeypatch, skip):
     """Names of the networks that a step changes when the optimiser `skip` does not act."""
     before = {k: copy.deepcopy(v) for k, v in trainer.model.state().items()}
-    monkeypatch.setattr(skip, "step", lambda: None)
-    trainer.train_step(*images(), torch.tensor([BOX] * 2), torch.rand(2, 1, 16, 16).round())
+    if skip:
+        monkeypatch.setattr(skip, "step", lambda: None)
+    trainer.train_step(batch_of(*images(), mask=torch.rand(2, 1, 16, 16).round()))
     after = trainer.model.state()
     return {k for k in before if any(not torch.equal(before[k][p], after[k][p]) for p in before[k])}
 
 
-@pytest.mark.parametrize("mode,generators,discriminators", [
+@pytest.mark.parametrize("method,generators,discriminators", [
     ("seigan", {"G_seg", "G_enh", "G_inp"}, {"D_obj", "D_bg"}),
     ("nocycle", {"G_seg", "G_enh"}, {"D_obj"}),
     ("supervised", {"G_seg"}, set()),
 ])
-def test_each_optimiser_moves_its_own_networks(mode, generators, discriminators, monkeypatch):
-    trainer = Trainer(tiny(mode=mode))
-    assert step_moves(trainer, monkeypatch, skip=trainer.opt_D) == generators
-    trainer = Trainer(tiny(mode=mode))
-    assert step_moves(trainer, monkeypatch, skip=trainer.opt_G) == discriminators
+def test_each_optimiser_moves_its_own_networks(method, generators, discriminators, monkeypatch):
+    trainer = trainer_of(tiny(method=method))
+    assert step_moves(trainer, monkeypatch, getattr(trainer, "opt_D", None)) == generators
+    trainer = trainer_of(tiny(method=method))
+    assert step_moves(trainer, monkeypatch, trainer.opt_G) == discriminators
 
 
 def test_generator_step_leaves_no_gradient_in_the_discriminators(monkeypatch):
@@ -218,7 +236,7 @@ def test_generator_step_leaves_no_gradient_in_the_discriminators(monkeypatch):
     seen = []
     monkeypatch.setattr(trainer.opt_G, "step", lambda: seen.extend(
         p.grad for p in [*trainer.model.D_obj.parameters(), *trainer.model.D_bg.parameters()]))
-    trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    trainer.train_step(batch_of(*images()))
     assert seen and all(grad is None for grad in seen)
 
 
@@ -227,10 +245,9 @@ def test_discriminators_see_the_pools():
     trainer = Trainer(tiny(), pool_size=1, diffaug=False)
     seen = []
     trainer.model.D_obj.register_forward_hook(lambda _, args, __: seen.append(args[0].detach()))
-    box = torch.tensor([BOX])
     x, y = images(n=1)
     for _ in range(12):
-        trainer.train_step(x, y, box)
+        trainer.train_step(batch_of(x, y))
     generator_calls, discriminator_calls = seen[0::2], seen[1::2]
     older = 0
     for now, (fakes, batch) in enumerate(zip(generator_calls, discriminator_calls, strict=True)):
@@ -251,8 +268,8 @@ def test_steps_equal_literal_steps(diffaug, vgg, steps, vgg19_state):
     literal = LiteralTrainer(other)
     for i in range(steps):
         x, y = images(seed=i, dtype=torch.double)
-        log = trainer.train_step(x, y, torch.tensor([BOX] * 2))
-        for name, value in literal.train_step(x, y, torch.tensor([BOX] * 2)).items():
+        log = trainer.train_step(batch_of(x, y))
+        for name, value in literal.train_step(batch_of(x, y)).items():
             assert log[name].item() == pytest.approx(value, rel=1e-5), name
     for name, p in trainer.model.named_parameters():
         assert torch.allclose(p, literal.model.get_parameter(name), atol=1e-5), name
@@ -260,7 +277,7 @@ def test_steps_equal_literal_steps(diffaug, vgg, steps, vgg19_state):
 
 def test_learning_rates():
     trainer = Trainer(tiny(), lr=1e-3, lr_seg=0.25)
-    trainer.train_step(*images(), torch.tensor([BOX] * 2), lr_factor=0.5)
+    trainer.train_step(batch_of(*images()), lr_factor=0.5)
     assert [g["lr"] for g in trainer.opt_G.param_groups] == [1.25e-4, 5e-4]
     assert [g["lr"] for g in trainer.opt_D.param_groups] == [5e-4]
 
@@ -270,7 +287,7 @@ def test_averaged_generators():
     p, average = trainer.model.G_seg.head.weight, trainer.averaged.G_seg.head.weight
     history = []
     for _ in range(5):
-        trainer.train_step(*images(), torch.tensor([BOX] * 2))
+        trainer.train_step(batch_of(*images()))
         history.append(p.detach().double().clone())
     # the factors (1 - 1/i)³ of all later steps multiply to (i/t)³, so that of t = 5 the i-th counts (i³ - (i-1)³) / t³
     shares = [(i**3 - (i - 1) ** 3) / 5**3 for i in range(1, 6)]
@@ -285,7 +302,7 @@ def test_the_average_s_mean_age_is_the_share_of_the_steps(ema):
     weight, average = trainer.model.G_seg.head.bias, trainer.averaged.G_seg.head.bias
     for trainer.step in range(1, steps + 1):
         weight.data.fill_(trainer.step)  # so that the average of the weights is that of their steps
-        trainer._average(torch.tensor(0.0))
+        losses.average(trainer.averaged.G_seg, trainer.model.G_seg, trainer.step, ema)
     assert steps - average.item() == pytest.approx(ema * steps, rel=0.01)
 
 
@@ -296,17 +313,21 @@ def test_no_average():
     assert plain.averaged is plain.model
 
 
-def test_supervised_loss_is_cross_entropy():
-    model, x = tiny(mode="supervised"), images()[0]
+def test_supervised_loss_is_cross_entropy_where_the_truth_is_known():
+    model, x = tiny(method="supervised"), images()[0]
     mask = torch.rand(2, 1, 16, 16).round()
     m = model.segment(x)
     expected = F.binary_cross_entropy(m, mask).item()
-    assert Trainer(model).train_step(x, x, torch.tensor([BOX] * 2), mask)["bce"].item() == pytest.approx(expected)
+    assert trainer_of(model).train_step(batch_of(x, x, mask=mask))["bce"].item() == pytest.approx(expected)
+    mask[:, :, :8] = 0.5  # void
+    expected = F.binary_cross_entropy(m[:, :, 8:], mask[:, :, 8:]).item()
+    found = trainer_of(tiny(method="supervised")).train_step(batch_of(x, x, mask=mask))["bce"].item()
+    assert found == pytest.approx(expected)
 
 
 def run_steps(trainer, start, stop):
     for i in range(start, stop):
-        trainer.train_step(*images(seed=i), torch.tensor([BOX] * 2), lr_factor=1 - i / 20)
+        trainer.train_step(batch_of(*images(seed=i)), lr_factor=1 - i / 20)
 
 
 def test_four_and_four_steps_are_eight(tmp_path):
@@ -314,7 +335,7 @@ def test_four_and_four_steps_are_eight(tmp_path):
     run_steps(whole, 0, 8)
     first = Trainer(tiny(), pool_size=3)
     run_steps(first, 0, 4)
-    save_checkpoint(tmp_path / "latest.pt", {"config": first.model.config, **first.state_dict()})
+    save_checkpoint(tmp_path / "latest.pt", {"method": "seigan", "config": first.model.config, **first.state_dict()})
     second = Trainer(tiny(seed=9), pool_size=3, seed=9)
     second.load_state_dict(load_checkpoint(tmp_path / "latest.pt"))
     run_steps(second, 4, 8)
@@ -335,18 +356,19 @@ def test_a_state_from_another_kind_of_device():
 @pytest.mark.parametrize("poison", ["generators", "discriminators", "supervised"])
 def test_a_step_that_is_not_finite_changes_nothing(poison, monkeypatch):
     """No weight, no moment of Adam, no average; the pools hold no NaN; and the next step trains again."""
-    mode = "supervised" if poison == "supervised" else "seigan"
-    trainer = Trainer(tiny(mode=mode, lambdas=NO_VGG), pool_size=2)
-    batch = (*images(), torch.tensor([BOX] * 2), (images()[0][:, :1] > 0).float())
-    trainer.train_step(*batch)
+    method = "supervised" if poison == "supervised" else "seigan"
+    options = {"lambdas": NO_VGG} if method == "seigan" else {}
+    trainer = trainer_of(tiny(method=method, **options))
+    batch = batch_of(*images(), mask=(images()[0][:, :1] > 0).float())
+    trainer.train_step(batch)
     before = copy.deepcopy({k: v for k, v in trainer.state_dict().items() if k not in ("step", "rng", "pools")})
     with monkeypatch.context() as patched:
         name = {"generators": "gan_generator", "discriminators": "gan_discriminator"}.get(poison)
         if name:
             patched.setattr(losses, name, lambda *scores: sum(s.mean() for s in scores) * float("nan"))
         else:
-            patched.setattr(F, "binary_cross_entropy", lambda m, mask: m.mean() / 0)
-        log = trainer.train_step(*batch)
+            patched.setattr(losses, "cross_entropy", lambda m, mask: m.mean() / 0)
+        log = trainer.train_step(batch)
     assert log["skipped"] == 1 and trainer.step == 2
     after = trainer.state_dict()
     if poison == "discriminators":  # the generators' update came before; the discriminators' alone is left out
@@ -354,8 +376,8 @@ def test_a_step_that_is_not_finite_changes_nothing(poison, monkeypatch):
             "networks": {k: v for k, v in before["networks"].items() if k.startswith("D_")}}
         after = {**after, "networks": {k: v for k, v in after["networks"].items() if k.startswith("D_")}}
     assert all(equal(before[k], after[k]) for k in before)
-    assert all(torch.isfinite(pool["images"]).all() for pool in after["pools"].values())
-    assert trainer.train_step(*batch)["skipped"] == 0
+    assert all(torch.isfinite(pool["images"]).all() for pool in after.get("pools", {}).values())
+    assert trainer.train_step(batch)["skipped"] == 0
     assert not equal(before["networks"], trainer.state_dict()["networks"])
 
 
@@ -364,7 +386,7 @@ def test_an_infinite_gradient_is_not_applied():
     weight = trainer.model.G_seg.head.weight
     weight.register_hook(lambda grad: grad.fill_(float("inf")))
     before = copy.deepcopy(trainer.state_dict()["networks"])
-    log = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+    log = trainer.train_step(batch_of(*images()))
     assert log["skipped"] == 1 and torch.isfinite(log["total"])
     assert equal(before, trainer.state_dict()["networks"])
 
@@ -372,12 +394,12 @@ def test_an_infinite_gradient_is_not_applied():
 def test_mask_figures_by_hand():
     m = torch.tensor([[[[1.0, 0.6], [0.4, 0.0]]], [[[1.0, 0.2], [0.4, 0.0]]]])
     allowed = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]).expand(2, -1, -1, -1)
-    figures = seigan.mask_figures(m, allowed)
+    figures = losses.mask_figures(m, allowed)
     assert figures["mask_area"] == pytest.approx(3.6 / 8)
     assert figures["mask_contrast"] == pytest.approx(2 * (0.5 + 0.1 + 0.5 + 0.3) / 4, abs=1e-6)
     assert figures["mask_fill"] == pytest.approx(3 / 4)  # 1, .6 and 1 of four allowed pixels
     assert figures["mask_spread"] == pytest.approx(0.4 / 2**0.5 / 2)  # one pixel of two differs: .6 and .2
-    assert torch.isnan(seigan.mask_figures(m[:1], allowed[:1])["mask_spread"])
+    assert torch.isnan(losses.mask_figures(m[:1], allowed[:1])["mask_spread"])
 
 
 def test_one_batch_is_learned_and_the_mask_does_not_collapse():
@@ -387,7 +409,7 @@ def test_one_batch_is_learned_and_the_mask_does_not_collapse():
     trainer = Trainer(model, lr=1e-3, lr_seg=1.0)
     x, y = torch.full((4, 3, 16, 16), -0.5), torch.full((4, 3, 16, 16), -0.5)
     x[:, :, 4:12, 4:12] = 0.7
-    logs = [trainer.train_step(x, y, torch.tensor([BOX] * 4)) for _ in range(150)]
+    logs = [trainer.train_step(batch_of(x, y)) for _ in range(150)]
     for term in ("obj_mae", "bg_mae"):  # over 20 steps: single ones jump, and differ with the number of threads
         assert sum(log[term] for log in logs[-20:]) / 20 < 0.5 * logs[0][term]
     assert 0.05 < logs[-1]["mask_area"] < 0.6
@@ -396,11 +418,11 @@ def test_one_batch_is_learned_and_the_mask_does_not_collapse():
 # --- use from other code ---
 
 
-def saved(tmp_path, **options):
-    trainer = Trainer(tiny(**options))
-    run_steps(trainer, 0, 2) if options.get("mode") != "supervised" else None
-    save_checkpoint(tmp_path / "latest.pt", {"config": trainer.model.config, **trainer.state_dict()})
-    return trainer, SEIGAN.load(tmp_path / "latest.pt")
+def saved(tmp_path, method="seigan", **options):
+    trainer = trainer_of(tiny(method=method, **options))
+    run_steps(trainer, 0, 2)
+    save_checkpoint(tmp_path / "latest.pt", {"method": method, "config": trainer.model.config, **trainer.state_dict()})
+    return trainer, load_model(tmp_path / "latest.pt")
 
 
 def test_loaded_model_is_the_averaged_one(tmp_path):
@@ -428,13 +450,35 @@ def test_segment_paste_remove(tmp_path):
     assert not torch.equal(model.remove(x, seed=1), x_hat)
 
 
-def test_what_a_mode_cannot_do(tmp_path):
-    _, model = saved(tmp_path, mode="supervised")
-    x, y = images()
-    m = model.segment(x)
-    assert torch.equal(model.paste(x, y), m * x + (1 - m) * y)
-    with pytest.raises(ValueError, match="mode supervised trains no G_inp"):
-        model.remove(x)
+def test_pictures_are_those_of_segment_paste_and_remove(tmp_path):
+    _, model = saved(tmp_path)
+    x, y = images(3)
+    pictures = model.pictures(x, y, seed=4)
+    assert list(pictures) == ["mask", "z", "y_hat", "x_hat", "m_hat", "x_hat2", "y_hat2"]
+    m, m_hat = model.segment(x), model.segment(pictures["y_hat"])
+    y_hat, x_hat, noise = model.paste(x, y, seed=4), model.remove(x, seed=4), model.fixed_noise(x, 4)
+    expected = {"mask": m, "z": m * x + (1 - m) * y, "y_hat": y_hat, "x_hat": x_hat, "m_hat": m_hat,
+                "x_hat2": model.G_enh(m_hat * y_hat + (1 - m_hat) * x_hat, noise),
+                "y_hat2": model.G_inp((1 - m_hat) * y_hat, noise)}
+    assert equal(pictures, expected)
+    assert model.scores(pictures)["d_bg_x_hat"][1] == model.D_bg(x_hat)[1].mean()
+
+
+@pytest.mark.parametrize("method,made,lacks", [
+    ("nocycle", ["mask", "z", "y_hat"], ["inpaint", "remove"]),
+    ("supervised", ["mask", "z"], ["enhance", "inpaint", "paste", "remove", "scores"])])
+def test_what_the_baselines_can_do(tmp_path, method, made, lacks):
+    _, model = saved(tmp_path, method=method)
+    assert list(model.pictures(*images())) == made
+    assert all(getattr(model, name) is None for name in lacks)
+    assert model.networks().keys() == {"nocycle": {"G_seg", "G_enh", "D_obj"}, "supervised": {"G_seg"}}[method]
+
+
+def test_a_loaded_file_alone(tmp_path):
+    """`SEIGAN.load` needs nothing but the file."""
+    _, model = saved(tmp_path)
+    x, _ = images()
+    assert torch.equal(SEIGAN.load(tmp_path / "latest.pt").segment(x), model.segment(x))
 
 
 def test_one_box_for_all_or_one_each():
@@ -446,11 +490,11 @@ def test_one_box_for_all_or_one_each():
 
 def test_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*none.pt: train first"):
-        SEIGAN.load(tmp_path / "none.pt")
+        load_model(tmp_path / "none.pt")
 
 
 def test_discriminators_too_deep_for_the_size():
-    with pytest.raises(ValueError, match="size 16 is too small for discriminators of 4 layers, which need 48 px"):
+    with pytest.raises(ValueError, match="size 16 is too small for discriminators of 4 layers"):
         SEIGAN(**TINY | {"n_layers_D": 4})
 
 
@@ -467,18 +511,18 @@ def test_what_is_no_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch
     (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").write_bytes(b"")
-    torch.save({"format": 1, "networks": Malice()}, tmp_path / "malice.pt")
-    torch.save({"format": 1, "networks": {}, "weights": torch.zeros(1)}, tmp_path / "foreign.pt")
+    torch.save({"format": 2, "networks": Malice()}, tmp_path / "malice.pt")
+    torch.save({"format": 2, "networks": {}, "weights": torch.zeros(1)}, tmp_path / "foreign.pt")
     for name in ("short", "text", "empty", "malice", "foreign"):
-        with pytest.raises(ValueError, match=f"{name}.pt is (damaged or no checkpoint|not a checkpoint of format 1)"):
-            SEIGAN.load(tmp_path / f"{name}.pt")
+        with pytest.raises(ValueError, match=f"{name}.pt is (damaged or no checkpoint|not a checkpoint of format 2)"):
+            load_model(tmp_path / f"{name}.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_failed_save_keeps_the_checkpoint_before_it(tmp_path):
     saved(tmp_path)
     before = (tmp_path / "latest.pt").read_bytes()
-    (tmp_path / "latest.pt.tmp").mkdir()  # nothing can be written there
+    (tmp_path / ".latest.pt.part").mkdir()  # nothing can be written there
     with pytest.raises(OSError, match="cannot write .*latest.pt .*the one before it is kept"):
         save_checkpoint(tmp_path / "latest.pt", {})
     assert (tmp_path / "latest.pt").read_bytes() == before
@@ -491,7 +535,7 @@ def test_bfloat16_changes_the_terms_little_and_no_weight_s_type(vgg19_state):
     logs = {}
     for amp in (False, True):
         trainer = Trainer(tiny(vgg_state=vgg19_state), amp=amp, diffaug=False)
-        logs[amp] = trainer.train_step(*images(), torch.tensor([BOX] * 2))
+        logs[amp] = trainer.train_step(batch_of(*images()))
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
         assert all(v.dtype == torch.float32 for v in logs[amp].values())
         assert trainer.pools["y_hat"].images.dtype == torch.float32

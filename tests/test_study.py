@@ -18,6 +18,7 @@ import prepare
 from evaluation import bradley_terry, study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the study's pages")
 
 # Agresti, Categorical Data Analysis: American League, Eastern Division, 1987, 13 games a pair; row beat column.
 # Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore; ratings relative to Baltimore.
@@ -120,12 +121,13 @@ def test_voters_who_disagree_widen_the_interval():
 def results(tmp_path):
     """Two evaluations as test.py leaves them, of 12 images each."""
     folder = tmp_path / "results"
-    for name, mode in (("nc", "nocycle"), ("full", "seigan")):
+    for name, method in (("nc", "nocycle"), ("full", "seigan")):
         for kind in ("x", "z", "y_hat"):
             (folder / name / kind).mkdir(parents=True)
             for i in range(12):
-                Image.new("RGB", (16, 16), (i, len(kind), len(mode))).save(folder / name / kind / f"{i:02d}.png")
-        (folder / name / "metrics.json").write_text(json.dumps({"mode": mode, "size": 16}))
+                Image.new("RGB", (16, 16), (i, len(kind), len(method))).save(folder / name / kind / f"{i:02d}.png")
+        (folder / name / "metrics.json").write_text(json.dumps(
+            {"method": method, "size": 16, "kinds": ["x", "z", "y_hat"]}))
         with open(folder / name / "per_image.csv", "w") as f:
             print("stem,d_obj_z,d_obj_y_hat", file=f)
             for i in range(12):
@@ -207,34 +209,42 @@ def test_the_key_of_another_study_is_not_replaced(page, results, capsys, content
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the voting page")
+def browse(page, tmp_path):
+    """What a page's script leaves in <pre id="out">, from a browser that has nothing to complain of."""
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--virtual-time-budget=3000", "--dump-dom",
+         page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+
+
+@in_browser
 def test_voting_in_a_browser_and_fitting_the_saved_file(page, tmp_path, capsys):
     out, key, data = page
     hook = """<script>addEventListener("load", () => {
       document.getElementById("begin").click();
-      const shown = [], click = choice => document.querySelector(`[data-choice=${choice}]`).click();
+      const shown = [], counts = [], click = choice => document.querySelector(`[data-choice=${choice}]`).click();
       for (let i = 0; i < 20; i++) {
         shown.push([...document.querySelectorAll("#pair img")].map(e => e.src.split("/").pop()));
+        if (i === 2) { click("right"); document.getElementById("back").click(); }
+        if (i === 2) counts.push(document.getElementById("count").textContent);
         if (i === 3) click("tie");
         else if (i === 4) dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
         else click("left");
       }
       const pre = document.createElement("pre");
       pre.id = "out";
-      pre.textContent = JSON.stringify({csv: csv(), shown, end: !document.getElementById("end").hidden});
+      pre.textContent = JSON.stringify({csv: csv(), shown, counts, end: !document.getElementById("end").hidden});
       document.body.append(pre);
     });</script></body>"""
     tested = out / "page" / "tested.html"
     text = (out / "page" / "index.html").read_text(encoding="utf-8")
     tested.write_text(text.replace("</body>", hook), encoding="utf-8")
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", tested.as_uri()],
-        capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    found = browse(tested, tmp_path)
     rows = list(csv.DictReader(found["csv"].splitlines()))
+    assert found["counts"] == ["3 of 20"]
     assert found["end"] and len(rows) == 20 and len({row["pair"] for row in rows}) == 20
     assert [row["choice"] for row in rows] == ["left"] * 3 + ["tie", "right"] + ["left"] * 15
     assert [[row["left"] + ".png", row["right"] + ".png"] for row in rows] == found["shown"]
@@ -246,9 +256,20 @@ def test_voting_in_a_browser_and_fitting_the_saved_file(page, tmp_path, capsys):
 
 
 def test_runs_of_unlike_sizes_are_refused(results, capsys):
-    (results / "nc" / "metrics.json").write_text(json.dumps({"mode": "nocycle", "size": 32}))
+    (results / "nc" / "metrics.json").write_text(json.dumps(
+        {"method": "nocycle", "size": 32, "kinds": ["x", "z"]}))
     assert study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(results)]) == 2
     assert "one size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("figures", [None, {"method": "supervised", "size": 16, "kinds": ["x", "mask"]}])
+def test_results_without_pasted_images_are_refused(results, capsys, figures):
+    os.remove(results / "nc" / "metrics.json")
+    if figures:
+        (results / "nc" / "metrics.json").write_text(json.dumps(figures))
+    assert study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(results)]) == 2
+    error = capsys.readouterr().err
+    assert "no evaluation with pasted images" in error and "python test.py --name nc" in error
 
 
 # --- votes ---
@@ -260,7 +281,7 @@ def write_votes(path, votes, columns=("left_set", "right_set", "choice", "voter"
     return str(path)
 
 
-def test_votes_collected_elsewhere_give_ratings_matrix_and_drawings(tmp_path, capsys):
+def test_votes_collected_elsewhere_give_ratings_matrix_and_page(tmp_path, capsys):
     votes = [("real", "z", "left", v, p) for v in range(4) for p in range(9)]
     votes += [("z", "real", "left", v, p) for v in range(4) for p in range(9, 12)]
     votes += [("ŷ", "z", "tie", v, p) for v in range(4) for p in range(20, 24)]
@@ -278,10 +299,32 @@ def test_votes_collected_elsewhere_give_ratings_matrix_and_drawings(tmp_path, ca
         assert low <= rating <= high
     printed = capsys.readouterr().out
     assert "75%" in printed and "25% ties" in printed
-    with Image.open(tmp_path / "ratings.png") as image:
-        assert len(image.convert("RGB").getcolors(100_000)) > 10
     text = (tmp_path / "ratings.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 1 and "75%" in text and "ŷ" in text and "nan" not in text
+    assert "width=device-width" in text and "<h1>" in text and "ŷ" in text and "NaN" not in text
+
+
+@in_browser
+def test_the_ratings_page_is_readable_on_a_phone(tmp_path):
+    names = ["real", "SEIGAN ŷ", "<NoCycle> z (butterflies_nocycle)"]
+    votes = [(a, b, "left", v, 9 * i + p) for v in range(4) for p in range(9)
+             for i, (a, b) in enumerate([names[:2], names[1:], names[::2]])]
+    assert study.main(["fit", write_votes(tmp_path / "v.csv", votes), "--out", str(tmp_path)]) == 0
+    hook = """<script>const text = s => [...document.querySelectorAll(s)].map(e => e.textContent);
+      document.body.style.width = "360px";
+      const pre = document.createElement("pre");
+      pre.id = "out";
+      pre.textContent = JSON.stringify({
+        names: text("dt"), heads: text("thead th"), cells: text("td"), values: text("dd"),
+        clipped: [...document.querySelectorAll("h2, p, dd, table")].filter(e => e.scrollWidth > 400).length,
+        widths: [...document.querySelectorAll(".whisker")].map(e => e.getBoundingClientRect().width)});
+      document.body.append(pre);</script></body>"""
+    tested, written = tmp_path / "tested.html", (tmp_path / "ratings.html").read_text(encoding="utf-8")
+    tested.write_text(written.replace("</body>", hook), encoding="utf-8")
+    found = browse(tested, tmp_path)
+    assert found["names"] == found["heads"] == names and found["clipped"] == 0
+    cells = [cell.replace("\u00a0", " ") for cell in found["cells"]]
+    assert cells[1:] == ["–", "100 %", "100 %", "0 %", "–", "100 %", "0 %", "0 %", "–"]
+    assert all(width > 5 for width in found["widths"]) and len(found["values"]) == 3
 
 
 def test_repeats_are_left_out_only_where_voter_and_pair_are_known(tmp_path):
@@ -317,7 +360,7 @@ def test_patterns_and_narrow_code_pages(tmp_path):
 def test_bad_votes_end_in_one_line(tmp_path, capsys, votes, words):
     assert study.main(["fit", write_votes(tmp_path / "v.csv", votes), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("study.py: error: ") and words in error and error.count("\n") == 1
+    assert error.startswith("python -m evaluation.study: error: ") and words in error and error.count("\n") == 1
 
 
 def test_votes_of_another_study_or_without_key_are_refused(page, tmp_path, capsys):

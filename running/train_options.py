@@ -1,0 +1,162 @@
+"""The options of train.py: those that every method has; a method's own stand in its module as OPTIONS."""
+import argparse
+import os
+
+from images import UserError
+from running import methods
+from running.checkpoint import load_checkpoint
+from running.folder import previous
+from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, plain_name, whole
+
+# What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
+# small batches, the same minutes give better masks.
+DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, n_layers_D=3, seg_blocks=3,
+            no_diffaug=True, n_epochs=16)
+# Options that may change when a run is resumed; the others are part of what is being trained.
+RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
+             "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
+             "on_collapse", "compile"}
+
+
+def get_parser(method="seigan"):
+    """The parser of a method's training: the only list of options, with defaults and help."""
+    parser = make_parser("train.py", "Train SEIGAN, or a method to compare it with.",
+                         usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]")
+    _add_run(parser.add_argument_group("run").add_argument)
+    _add_training(parser.add_argument_group("training").add_argument)
+    _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
+    _add_output(parser.add_argument_group("output").add_argument)
+    return parser
+
+
+def _add_run(add):
+    add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
+    add("--dataroot", help="folder with train/ and test/, as `python prepare.py` makes it")
+    add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
+    add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
+    add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
+        help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks; --help of each lists its own")
+    add_gpu(add)
+    add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
+    add("--seed", type=whole(), default=0, help="of weights, order, flips, noise and pools")
+    add("--num_threads", type=whole(), default=2, help="processes that load images, 0 = none but this")
+    add("--deterministic", action="store_true", help="repeatable to the bit on a GPU too, where it costs time")
+    add("--max_minutes", type=number(0), help="minutes after which to save and stop, with exit code 124")
+
+
+def _add_training(add):
+    add("--size", type=whole(1), default=128, help="side of the images, px")
+    add("--batch_size", type=whole(1), default=8, help="images of each kind in a step, over all processes")
+    add("--n_epochs", type=whole(), default=200, help="epochs at the full learning rate")
+    add("--n_epochs_decay", type=whole(), default=0, help="epochs of linear decay to 0 after them")
+    add("--lr", type=number(0), default=2e-4, help="Adam's learning rate")
+    add("--beta1", type=number(0, 0.999), default=0.5, help="Adam's momentum")
+    add("--ema", type=number(0, 0.5), default=0.2,
+        help="mean age of the averaged weights used in tests, as a share of the steps so far; 0 = none")
+    add("--no_flip", action="store_true", help="do not flip images left-right")
+    add("--amp", action=argparse.BooleanOptionalAction,
+        help="convolutions in bfloat16, losses in float32 [where the hardware has units for it]; --no-amp: all in "
+             "float32, which is TF32 in the convolutions of GPUs that have it")
+    add("--compile", action="store_true", help="networks through torch.compile; the first steps take minutes")
+
+
+def _add_method(add, own):
+    """The method's own options: the type of a default is that of the option, False a switch."""
+    for name, (default, least, text) in own.items():
+        if default is False:
+            add(f"--{name}", action="store_true", help=text)
+        else:
+            kind = {int: whole, float: number}.get(type(default))
+            bounds = () if least is None else (least,)
+            add(f"--{name}", type=kind(*bounds) if kind else str, default=default, help=text)
+
+
+def _add_output(add):
+    add("--print_freq", type=whole(1), default=20, help="steps between lines of the log")
+    add("--display_freq", type=whole(1), default=500, help="steps between sample grids")
+    add("--save_latest_freq", type=whole(1), default=500, help="steps between checkpoints")
+    add("--val_freq", type=whole(1), default=500, help="steps between validations, where val/ has masks")
+    add("--keep", type=whole(), default=1, help="checkpoints before the latest to keep")
+    add("--on_collapse", choices=("warn", "stop"), default="warn",
+        help="what to do when masks stay empty, full or all the same")
+
+
+def parse(argv):
+    """Options of a command line; with --resume, those of the checkpoint where the command line gives none.
+
+    Returns (args, checkpoint or None). Raises UserError or OSError, in one line, where they do not fit.
+    """
+    first = argparse.ArgumentParser(prog="train.py", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    first.add_argument("--method", "--mode", choices=tuple(methods.METHODS), default="seigan")
+    first.add_argument("--name", type=plain_name)
+    first.add_argument("--checkpoints_dir", default="checkpoints")
+    for flag in ("--resume", "--demo"):
+        first.add_argument(flag, action="store_true")
+    known, _ = first.parse_known_args(argv)
+    checkpoint = _latest_checkpoint(known) if known.resume and known.name else None
+    parser = get_parser(checkpoint["method"] if checkpoint else known.method)
+    if known.demo:
+        parser.set_defaults(**DEMO)
+    if checkpoint:
+        args = _resumed(parser, argv, checkpoint["options"])
+    else:
+        args = parser.parse_args(argv)
+        if os.path.exists(latest_path(args)):
+            raise UserError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
+                            "another --name begins a new one")
+    _check(args)
+    if args.amp is None:
+        args.amp = has_bfloat16(pick_device(args.gpu))
+    return args, checkpoint
+
+
+def _latest_checkpoint(args):
+    """The checkpoint of the run to go on with. UserError, which names the one before it, if it cannot be used."""
+    try:
+        checkpoint = load_checkpoint(latest_path(args))
+    except UserError as error:
+        raise UserError(f"{error}; {older_remedy(args)}") from error
+    if not isinstance(checkpoint.get("options"), dict):
+        raise UserError(f"{latest_path(args)} holds no options of a run of train.py, so none can go on")
+    return checkpoint
+
+
+def older_remedy(args):
+    """What to do where latest.pt is of no use."""
+    older = previous(run_folder(args))
+    if not older:
+        return "begin a new run under another --name"
+    return f"the one before it, {os.path.basename(older[0])}, can be renamed latest.pt"
+
+
+def _resumed(parser, argv, saved):
+    """The options of a resumed run: `saved`, but for what `argv` gives and may change."""
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    for key, value in vars(args).items():
+        if key not in RESUMABLE and value != saved.get(key):
+            raise UserError(f"--{key} was {saved.get(key)} when this run began, got {value}: "
+                            "leave it out, or begin a new run under another --name")
+    return args
+
+
+def _check(args):
+    """UserError where options contradict each other or the machine."""
+    if args.dataroot is None:
+        raise UserError("--dataroot is missing: the folder that `python prepare.py` made, or use --demo")
+    if args.size % 4:
+        raise UserError(f"--size must be a multiple of 4, got {args.size}")
+    if args.n_epochs + args.n_epochs_decay == 0:
+        raise UserError("--n_epochs and --n_epochs_decay are both 0: nothing to train")
+    problem = methods.load(args.method).problem(args)
+    if problem:
+        raise UserError(problem)
+    pick_device(args.gpu)
+
+
+def run_folder(args):
+    return os.path.join(args.checkpoints_dir, args.name)
+
+
+def latest_path(args):
+    return os.path.join(run_folder(args), "latest.pt")
