@@ -383,6 +383,7 @@ def test_help_shows_defaults_that_are_some(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "None" not in text and "default:" not in text and "[latest]" in text and "[checkpoints]" in text
     assert command == "export" or "0..1 [0.8]" in text and "[results/NAME/photos]" in text
+    assert command == "export" or "choice of backgrounds [0]" in text
 
 
 @pytest.mark.parametrize("command", ["cut", "remove"])
