@@ -6,9 +6,8 @@
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
     python photo.py export --name dogs --out exported            # the generators for other programs
 
-Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png and OUT/cut_mask/dog.jpg.png; likewise
-removed, removed_mask, pasted, coarse (z) and pasted_mask. Those of further objects end in _2, _3. From
-Python: photos/edit.py.
+Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png, OUT/cut_mask/dog.jpg.png; so in removed,
+removed_mask, pasted, coarse (z), pasted_mask; those of its second object end in _2. From Python: photos/edit.py.
 """
 import os
 import sys
@@ -23,17 +22,18 @@ from running import options
 from running.checkpoint import load_model
 from running.options import names, number, numbers, whole
 
+COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
+            "paste": "the object on a background"}
+
 
 def get_args_parser():
     parser = options.make_parser("photo.py", __doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in (("cut", "the object alone, with soft edges, and its mask"),
-                          ("remove", "the photograph without the object"),
-                          ("paste", "the object on a background")):
+    for command, text in COMMANDS.items():
         add_options(options.add_command(commands, command, text), command)
-    exporter = options.add_command(commands, "export", "the generators as torch.export programs and ONNX")
-    options.add_trained(exporter.add_argument)
-    exporter.add_argument("--out", required=True, metavar="DIR", help="folder for the programs")
+    add = options.add_command(commands, "export", "the generators as torch.export programs and ONNX").add_argument
+    options.add_trained(add)
+    add("--out", required=True, metavar="DIR", help="folder for the programs")
     return parser
 
 
@@ -62,7 +62,8 @@ def add_options(parser, command):
     add("--seed", type=whole(), default=0, help="of the noise and of the choice of backgrounds")
     add = parser.add_argument_group("result").add_argument
     add("--out", metavar="DIR", help="folder for the results [results/NAME/photos]")
-    add("--format", choices=tuple(files.FORMATS), default="png", help="of images; jpg loses detail everywhere")
+    add("--format", choices=tuple(f for f in files.FORMATS if (command, f) != ("cut", "jpg")), default="png",
+        help="of images" + "; jpg loses detail everywhere" * (command != "cut"))
     add("--overwrite", action="store_true", help="replace results that exist")
     if command != "cut":
         add("--raw", action="store_true", help="change the whole crop as the network does, not only the object's place")
@@ -102,9 +103,8 @@ def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
     differences = export.export_model(load_model(options.checkpoint_path(args)), args.out)
     for name, difference in differences.items():
-        unchecked = "written; onnxruntime, which would check it, is not installed"
-        text = unchecked if difference is None else f"differs from the model by at most {difference:.1e}"
-        print(f"{os.path.join(args.out, name)}: {text}")
+        print(f"{os.path.join(args.out, name)}:", "written; onnxruntime, which would check it, is not installed"
+              if difference is None else f"differs from the model by at most {difference:.1e}")
     if not export.has("onnx", "onnxscript"):
         print("no ONNX: it takes the packages onnx and onnxscript")
     return 1 if any(d is not None and not d < export.TOLERANCE for d in differences.values()) else 0

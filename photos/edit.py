@@ -2,9 +2,9 @@
 
     cutout, mask = edit.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
 
-Photographs are PIL images of any mode and size and are not changed. Boxes are x, y, width, height in pixels of the
-photograph as viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L,
-255 = object. `model` is a method's (see running/methods.py), such as `SEIGAN.load` gives, on any device.
+Photographs are PIL images of any mode and are not changed. Boxes are x, y, width, height in pixels of the photograph as
+viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L, 255 = object.
+`model` is that of any method (see running/methods.py), such as `SEIGAN.load` gives.
 
 The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
 carried back: masks are upsampled guided by the photograph, changes are upsampled as differences, so that detail stays,
@@ -42,7 +42,6 @@ class Paste(NamedTuple):
 
 class Crop(NamedTuple):
     """What the networks see of a photograph, and where it lies."""
-
     seen: np.ndarray  # the photograph, transparency over white, (H, W, 3) uint8
     window: tuple  # of the crop, see `matting`
     region: tuple  # the photograph's pixels in it
@@ -59,11 +58,11 @@ def cut(model, image: Image.Image, box, dilate: int = 0) -> Cut:
     Raises UserError for a box without area or outside the image.
     """
     image = files.normalise(image)
-    _, transparency, seen = files.split(image)
+    transparency, seen = files.split(image)[1:]
     part = _segment(model, seen, box, dilate)
     place = matting.inside(part.region, (0, 0))
     colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
-    colours[place], alpha[place] = _foreground(part), _opaque(part, transparency)
+    colours[place], alpha[place] = _cutout(part, transparency)
     return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
 
 
@@ -108,8 +107,8 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
     """Paste the object in `box` onto `background`: y_hat = G_enh(z), z = m*x + (1-m)*y; z for a model without G_enh.
 
     Args:
-        at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may
-            cross the border. Default: in the middle, made smaller if it does not fit.
+        at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may cross the
+            border. Default: in the middle, made smaller if it does not fit.
         seed, dilate: as for `remove` and `cut`.
         raw: change the whole crop of the background as G_enh does, not only the object.
 
@@ -117,15 +116,14 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
     """
     background = files.normalise(background)
     image = files.to_profile(files.normalise(image), background.info.get("icc_profile"))
-    _, transparency, seen = files.split(image)
+    transparency, seen = files.split(image)[1:]
     part = _segment(model, seen, box, dilate)
     at = _position(at, box, background.size)
-    cutout = np.dstack([_foreground(part), _opaque(part, transparency)])
-    window, region, cutout = _move(cutout, part, box, at, background.size)
-
+    window, region, cutout = _move(np.dstack(_cutout(part, transparency)), part, box, at, background.size)
     rgb, backing, seen = files.split(background)
     z = losses.paste(part.x, _tensor(matting.crop(seen, window, model.size, model.size), part.x), part.m)
-    change = matting.Planes(_planes(_enhanced(model, z, seed) - z) * 127.5, window)  # y_hat - z
+    y_hat = z if getattr(model, "enhance", None) is None else model.enhance(z, seed)
+    change = matting.Planes(_planes(y_hat - z) * 127.5, window)
     out, coarse, mask = rgb.copy(), rgb.copy(), np.zeros(rgb.shape[:2], np.uint8)
     backing = None if backing is None else backing.copy()
     down, across = matting.taper(region, background.size, 0.1 * window[2], 0.1 * window[3])
@@ -148,11 +146,10 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
 def detect(detector, image: Image.Image, score: float = 0.8, classes=()) -> list:
     """Boxes of what a detector finds, best first: [x, y, w, h, class, score] each.
 
-    Args:
-        detector: with the interface of torchvision's detection models, e.g. `crops.detector.load_detector`'s.
-        score: least score, 0 to 1; classes: names of COCO to keep, () = all.
+    detector: of the interface of torchvision's, e.g. `crops.detector.load_detector`'s; score: least score, 0 to 1;
+    classes: names of COCO to keep, () = all.
     """
-    _, _, seen = files.split(files.normalise(image))
+    seen = files.split(files.normalise(image))[2]
     device = next(iter(detector.parameters()), torch.empty(0)).device
     found = detect_boxes(detector, Image.fromarray(seen), category_names(), device, score)
     return [box for box in found if not classes or box[4] in classes]
@@ -165,14 +162,13 @@ def require_inpainting(model):
                         "take one of a method that trains it, such as seigan")
 
 
-def check_box(box, size, where="the image"):
-    """`box` as four floats. UserError unless it has an area and part of it lies within `size`."""
-    box = tuple(float(v) for v in box)
+def box_problem(box, size, where="the image"):
+    """What is wrong with a box, in one line; None if it has an area and part of it lies within `size`."""
     if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise UserError(f"a box must be x, y, width, height in pixels with a width and height above 0, got {box}")
+        return f"a box must be x, y, width, height in pixels with a width and height above 0, got {tuple(box)}"
     if box[0] >= size[0] or box[1] >= size[1] or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-        raise UserError(f"the box {box} lies outside {where} of {size[0]} x {size[1]} pixels")
-    return box
+        return f"the box {tuple(box)} lies outside {where} of {size[0]} x {size[1]} pixels"
+    return None
 
 
 # --- between the photograph and the networks ---
@@ -185,7 +181,8 @@ def crop_rule(model) -> Rules:
 
 def _segment(model, seen, box, dilate=0) -> Crop:
     """Cut the crop around `box`, segment it, and carry the mask back."""
-    box = check_box(box, seen.shape[1::-1])
+    if problem := box_problem(box, seen.shape[1::-1]):
+        raise UserError(problem)
     window = object_window(box, crop_rule(model))
     region = matting.hull(window, *seen.shape[1::-1])
     x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
@@ -218,19 +215,13 @@ def _inpaint(model, part, hole, seed, raw):
     return matting.Planes(fill, part.window), matting.Planes(change, part.window)
 
 
-def _enhanced(model, z, seed):
-    return z if getattr(model, "enhance", None) is None else model.enhance(z, seed)
-
-
-def _foreground(part):
-    return matting.foreground(part.seen, part.alpha, part.window, part.region, *(4 * n for n in part.m.shape[-2:]))
-
-
-def _opaque(part, transparency):
-    """`part.alpha`, less where the photograph itself is transparent."""
-    if transparency is None:
-        return part.alpha
-    return (part.alpha * (transparency[matting.inside(part.region, (0, 0))] / 255) + 0.5).astype(np.uint8)
+def _cutout(part, transparency):
+    """The object's colours (h, w, 3) and alpha (h, w) over part.region; less alpha where the photograph has less."""
+    fine = (4 * n for n in part.m.shape[-2:])
+    colours, alpha = matting.foreground(part.seen, part.alpha, part.window, part.region, *fine), part.alpha
+    if transparency is not None:
+        alpha = (alpha * (transparency[matting.inside(part.region, (0, 0))] / 255) + 0.5).astype(np.uint8)
+    return colours, alpha
 
 
 def _shrink(alpha, window, region, like):
@@ -258,15 +249,14 @@ def _position(at, box, size):
         at = ((size[0] - w) / 2, (size[1] - h) / 2, w, h)
     elif len(at) == 2:
         at = (*at, *box[2:])
-    return check_box(at, size, "the background")
+    if problem := box_problem(at, size, "the background"):
+        raise UserError(problem)
+    return at
 
 
 def _move(cutout, part, box, at, size):
-    """The cut-out (h, w, 4) over part.region, moved from `box` to `at` on a background of `size`.
-
-    Returns the crop's window there, the region in it, and the cut-out over that region. Without a change of
-    size it is moved by whole pixels and stays as it is.
-    """
+    """The cut-out (h, w, 4) over part.region, moved from `box` to `at` on a background of `size`: the crop's window
+    there, the region in it, and the cut-out over that. Without a change of size it is moved by whole pixels."""
     x0, y0, w, h = part.window
     scale_x, scale_y = at[2] / box[2], at[3] / box[3]
     if scale_x == scale_y == 1:

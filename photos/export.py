@@ -16,6 +16,7 @@ import io
 import json
 import os
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -71,8 +72,13 @@ class Segment(nn.Module):
         return mask
 
 
+def segmented(model, image, box):
+    """What `Segment` must agree with."""
+    return model.segment(2 * image - 1, box)
+
+
 class Enhance(nn.Module):
-    def __init__(self, net, _):
+    def __init__(self, net):
         super().__init__()
         self.net = net
 
@@ -81,7 +87,7 @@ class Enhance(nn.Module):
 
 
 class Inpaint(nn.Module):
-    def __init__(self, net, _):
+    def __init__(self, net):
         super().__init__()
         self.net = net
 
@@ -97,8 +103,7 @@ COLOURS, GREY = "float32 (N, 3, H, W), RGB in [0, 1]", "float32 (N, 1, H, W)"
 TENSORS = {"image": f"{COLOURS}: crops, each around an object", "background": f"{COLOURS}: what the objects go onto",
            "box": "float32 (N, 4): left, top, width, height of each object's box in fractions of its crop",
            "mask": f"{GREY} in [0, 1]: 1 = object", "noise": f"{GREY}, standard normal",
-           "pasted": f"{COLOURS}: the objects on the backgrounds",
-           "removed": f"{COLOURS}: the crops without the objects"}
+           "pasted": f"{COLOURS}: the objects on the backgrounds", "removed": f"{COLOURS}: crops without the objects"}
 CROPS = {"warp": "the object's box grown about its middle by {0:g} in width and in height, resized to {1} x {1} px",
          "keep": "a square about the middle of the object's box, its side {0:g} times the box's longer one, resized to "
                  "{1} x {1} px"}
@@ -129,14 +134,10 @@ def axes(inputs, n, height, width):
 
 
 def export_model(model, folder: str, onnx: bool | None = None) -> dict:
-    """Write the model's programs, and export.json, to `folder`, and compare each with the model.
+    """Write the programs of `model`, which is on the CPU, and export.json to `folder`, and compare each with the model.
 
-    Args:
-        model: on the CPU, as `SEIGAN.load` gives it.
-        onnx: write ONNX as well; None = where its packages are installed.
-
-    Returns:
-        {file name: largest difference from the model over several N, H and W, or None if it could not be run}.
+    onnx: write ONNX as well; None = where its packages are installed.
+    Returns {file name: largest difference from the model over several N, H and W, or None if it could not be run}.
     """
     onnx = has("onnx", "onnxscript") if onnx is None else onnx
     os.makedirs(folder, exist_ok=True)
@@ -145,13 +146,14 @@ def export_model(model, folder: str, onnx: bool | None = None) -> dict:
         if network not in networks:
             continue
         told[name], path = facts(model, name), os.path.join(folder, name)
-        own, net = (program(net, model.box_prior).eval() for net in (networks[network], any_size(networks[network])))
+        own, net = networks[network], any_size(networks[network])
+        net = Segment(net, model.box_prior) if program is Segment else program(net)
+        own = partial(segmented, model) if program is Segment else program(own)
         stride = next(part.stride for part in net.modules() if isinstance(part, AnySize))
         # 2 images and sides of no multiple, so that nothing is taken for a constant
         values = tuple(example(inputs, 2, 2 * stride + 3, 3 * stride + 1).values())
-        least = {"N": 1, "H": 2 * stride, "W": 2 * stride}
-        n, h, w = (torch.export.Dim(axis, min=low, max=2**14) for axis, low in least.items())
-        exported = torch.export.export(net, values, dynamic_shapes=axes(inputs, n, h, w))
+        sizes = (torch.export.Dim(k, min=1 if k == "N" else 2 * stride, max=2**14) for k in "NHW")
+        exported = torch.export.export(net.eval(), values, dynamic_shapes=axes(inputs, *sizes))
         write(f"{path}.pt2", torch_program(exported, told[name]))
         run = torch.export.load(f"{path}.pt2").module()
         differences[f"{name}.pt2"] = compare(own, inputs, stride, model.size, run)

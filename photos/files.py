@@ -8,7 +8,7 @@ import os
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from images import UNREADABLE, UserError, open_image, to_8_bits, to_rgb, upright, written_whole
+from images import UNREADABLE, UserError, open_image, to_8_bits, upright, written_whole
 
 FORMATS = {"png": ("PNG", {"compress_level": 3}), "tiff": ("TIFF", {"compression": "tiff_lzw"}),
            "webp": ("WEBP", {"lossless": True}), "jpg": ("JPEG", {"quality": 95, "subsampling": 0})}
@@ -21,7 +21,7 @@ EXIF_DROPPED = (ExifTags.Base.MakerNote, ExifTags.Base.ExifImageWidth, ExifTags.
 
 def open_photo(path) -> Image.Image:
     """The photograph at `path`, as `normalise` gives it. OSError, in one line that names it, if it cannot be read."""
-    return open_image(path, upright, normalise)
+    return open_image(path, turn=lambda image: image, convert=normalise)  # which turns it
 
 
 def normalise(image: Image.Image) -> Image.Image:
@@ -93,7 +93,9 @@ def split(image: Image.Image):
     rgb = np.asarray(image.convert("RGB"))
     if image.mode not in ("RGBA", "LA"):
         return rgb, None, rgb
-    return rgb, np.asarray(image.getchannel("A")), np.asarray(to_rgb(image))
+    white, alpha = Image.new("RGB", image.size, "white"), image.getchannel("A")
+    white.paste(image, mask=alpha)
+    return rgb, np.asarray(alpha), np.asarray(white)
 
 
 def merge(rgb: np.ndarray, alpha, like: Image.Image, mode=None) -> Image.Image:

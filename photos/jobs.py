@@ -31,31 +31,22 @@ class Job(NamedTuple):
     photo: annotations.Photo | None = None  # from an annotation file, whose boxes may have to be turned
 
 
-class Problems(annotations.Skips):
-    """What the readers of annotation files could not use, one by one."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
+class Problems(list):
+    """What readers of annotation files cannot use, a line each, in place of `annotations.Skips`."""
 
     def add(self, reason, example, n=1):
-        super().add(reason, example, n)
-        self.lines.append(f"{example} ({reason})")
+        self.append(f"{example} ({reason})")
 
 
 def check(args):
     """UserError for options that contradict each other, which argparse cannot see."""
-    if args.image and args.boxes not in (None, "detect"):
-        raise UserError(f"--boxes {args.boxes} goes with --images DIR; one photograph takes --box or --boxes detect")
-    if args.images and args.box:
-        raise UserError("--images takes --boxes FILE or --boxes detect, not --box")
+    if args.image and args.boxes not in (None, "detect") or args.images and args.box:
+        raise UserError("one photograph takes --box or --boxes detect, a folder --images with --boxes FILE or detect")
     if args.images and not os.path.isdir(args.images):
         raise FileNotFoundError(f"no folder {args.images}: --images takes a folder of photographs")
     for folder in (args.out, *(os.path.join(args.out, kind) for kind in KINDS[args.command])):
         if args.images and os.path.isdir(folder) and os.path.samefile(folder, args.images):
             raise UserError(f"--out {args.out} would put results among the photographs of --images: choose another")
-    if args.command == "cut" and args.format == "jpg":
-        raise UserError("--format jpg has no transparency: cut takes png, tiff or webp")
 
 
 def find_jobs(args):
@@ -80,7 +71,7 @@ def find_jobs(args):
     if not jobs:
         raise UserError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
                         + f" with a score of {least} or more: lower --score" * bool(least))
-    return jobs, problems.lines
+    return jobs, problems
 
 
 def photographs(folder, out):
@@ -122,14 +113,9 @@ def turn(box, orientation, size):
 
 def check_boxes(boxes, size):
     """UserError that names every box without an area in a photograph of `size`."""
-    bad = []
-    for i, box in enumerate(boxes, 1):
-        try:
-            edit.check_box(box, size)
-        except UserError as error:
-            bad.append(f"box {i} of {len(boxes)}: {error}" if len(boxes) > 1 else str(error))
+    bad = {i: problem for i, box in enumerate(boxes, 1) if (problem := edit.box_problem(box, size))}
     if bad:
-        raise UserError("; ".join(bad))
+        raise UserError("; ".join(f"box {i} of {len(boxes)}: " * (len(boxes) > 1) + text for i, text in bad.items()))
 
 
 class Worker:
@@ -158,8 +144,8 @@ class Worker:
                 continue
             results = self.results(job, image, boxes, i)
             if results[-1].getextrema()[1] < 128:
-                tqdm.write(f"photo.py: {job.file}: the mask of box {i + 1} is empty: no pixel of it reaches ½; "
-                           "check the box, or train longer", file=sys.stderr)
+                tqdm.write(f"photo.py: {job.file}: no pixel of the mask {paths[-1]} reaches ½: check the box, or train "
+                           "longer", file=sys.stderr)
             for path, result in zip(paths, results, strict=True):
                 if path not in kept:
                     files.save(result, path)

@@ -8,8 +8,6 @@ resolution is done in strips, so that memory does not grow with the number of in
 import math
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from images import UserError
@@ -153,11 +151,15 @@ def upsample_mask(photo: np.ndarray, mask: np.ndarray, window, region) -> np.nda
 
 def maximum(values: np.ndarray, radius: int) -> np.ndarray:
     """Maximum over squares of side 2·radius + 1, cut off at the border: (h, w) likewise. O(log radius) a pixel."""
-    t, reach = F.pad(torch.from_numpy(values.astype(np.float32))[None, None], [radius] * 4, value=-math.inf), 0
-    while reach < radius:  # windows that touch: 3, 9, 27, ... px in a step each
-        step = min(radius - reach, 2 * reach + 1)
-        t, reach = F.max_pool2d(t, 3, 1, dilation=step), reach + step
-    return t[0, 0].numpy().astype(values.dtype)
+    for _ in "down", "across":
+        reach = min(radius, len(values) - 1)
+        values, width = np.pad(values, ((reach, reach), (0, 0)), mode="edge"), 1  # width: of what each place has seen
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            values = np.maximum(values[:-step], values[step:])
+            width += step
+        values = values.T
+    return values
 
 
 def grow(alpha: np.ndarray, radius: int) -> np.ndarray:
@@ -225,8 +227,8 @@ def foreground(photo: np.ndarray, alpha: np.ndarray, window, region, rows: int, 
 
 
 def membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`values` (C, h, w) where `known` (h, w) bool, elsewhere a smooth surface through their rim (Laplace's equation,
-    coarse to fine); 0 if nothing is known."""
+    """`values` (C, h, w) where `known` (h, w) bool, elsewhere a smooth surface through their rim, 0 if none is:
+    Laplace's equation, coarse to fine."""
     if known.all() or not known.any():
         return values * known
     rows, columns = known.shape

@@ -20,7 +20,8 @@ class Help(argparse.HelpFormatter):
     """Shows an option's default as [VALUE], where there is one to show and the help does not end so already."""
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, (), argparse.SUPPRESS) and action.option_strings
+        nothing = action.default is False or action.default in (None, (), argparse.SUPPRESS)  # 0 == False is shown
+        shown = not nothing and action.option_strings
         return f"{action.help} [%(default)s]" if shown and not action.help.endswith("]") else action.help
 
 

@@ -60,12 +60,12 @@ def test_reported_differences(exported):
 
 def test_the_parity_check_sees_a_difference():
     model, inputs = build(), export.PROGRAMS["inpaint"][2]
-    program = export.Inpaint(export.any_size(model.G_inp), 0)
+    program = export.Inpaint(export.any_size(model.G_inp))
 
     def wrong(image, mask, noise):
         return program(image, mask, -noise)
 
-    own = export.Inpaint(model.G_inp, 0)
+    own = export.Inpaint(model.G_inp)
     assert export.compare(own, inputs, 8, model.size, program) < 1e-4
     assert export.compare(own, inputs, 8, model.size, wrong) > 1e-3
 

@@ -161,7 +161,7 @@ def literal_maximum(alpha, radius):
                       for j in range(columns)] for i in range(rows)])
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 5, 13, 60])
+@pytest.mark.parametrize("radius", [0, 1, 2, 5, 13, 60, 10**20])
 def test_grow_and_shrink_against_a_literal_maximum(radius):
     alpha = np.random.default_rng(0).integers(0, 256, (23, 17), dtype=np.uint8)
     alpha[np.random.default_rng(1).random((23, 17)) < 0.9] = 0
@@ -569,6 +569,14 @@ def test_broken_files_give_one_line(content, tmp_path):
     (tmp_path / "cut_off.jpg").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(OSError, match="cut_off.jpg"):
         files.open_photo(tmp_path / "cut_off.jpg")
+
+
+def test_what_a_format_cannot_hold_leaves_no_file(tmp_path):
+    for image, name, text in ((picture(mode="RGBA"), "a.jpg", "no transparency"),
+                              (Image.new("RGB", (17000, 2)), "a.webp", "another --format")):
+        with pytest.raises(UserError, match=text):
+            files.save(image, str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- detection ---
