@@ -1,9 +1,5 @@
-"""Looking at finished crops: `check` for their faults, near-duplicates across the split, the contact sheet.
-
-Masks: 255 = object, 128 = void, 0 = background. This file needs numpy, Pillow and tqdm only.
-"""
+"""A look at finished crops: their faults, near-duplicates across splits, what tells X from Y, the contact sheet."""
 import math
-import os
 from collections import Counter, defaultdict
 from functools import partial
 from itertools import combinations
@@ -13,18 +9,58 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from crops.annotations import EXTENSIONS, UNREADABLE, Photo
-from crops.index import FOLDERS, JOURNAL, SPLITS, in_parallel, read_index
-from crops.rules import clamp, name_hash, open_photo, overlaps
+from crops.annotations import Photo
+from crops.cutting import hull_of, in_parallel, open_annotated
+from crops.index import FOLDERS, JOURNAL, SPLITS, read_index
+from crops.rules import edges_of, lies_inside, name_hash, overlaps
+from images import OBJECT, UNREADABLE, VOID, UserError, list_images, written_whole
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
-SHARPNESS, BRIGHTNESS = 0, 1  # columns of the statistics
+ALIKE = 0.3, 0.7  # P(X > Y) between these: no discriminator can live on it
+COLOURS = {"the object's box": "lime", "its crop": "yellow", "other boxes": "red", "backgrounds": "deepskyblue"}
+
+
+def check_crops(dataroot, num_workers=0) -> tuple:
+    """Look through all splits, print what they hold and how X and Y compare.
+
+    Returns (problems: texts, remarks: {what tells X from Y: [splits where it does]}). UserError without a split.
+    """
+    problems, remarks, indices = [], defaultdict(list), {}
+    for split in SPLITS:
+        if Path(dataroot, split).is_dir():
+            indices[split], faults, x, y = check_split(dataroot, split, num_workers)
+            problems += faults
+            print(describe_split(split, indices[split]))
+            for feature, telling, line in compare(indices[split], x, y):
+                print(line)
+                if telling:
+                    remarks[feature].append(split)
+    if not indices:
+        raise UserError(f"no folder {', '.join(SPLITS)} in {dataroot}: give the folder that --out named")
+    for one, other in combinations(indices, 2):
+        a, b = indices[one]["images"], indices[other]["images"]
+        same = {image["path"] for image in a} & {image["path"] for image in b}
+        problems += [f"{path}: serves {one} and {other}" for path in sorted(same)]
+        pairs = near_duplicates(a, b)
+        print(f"near-duplicates in {one} and {other}: {len(pairs)}")
+        for first, second, bits in pairs[:10]:
+            print(f"  {one} {first}  {other} {second}  ({bits} of 256 bits differ)")
+    return problems, dict(remarks)
+
+
+def describe_split(split, index) -> str:
+    """One line of what a split holds."""
+    classes = Counter({name: entry["objects"] for name, entry in index["classes"].items()})
+    common = ", ".join(f"{name} {n}" for name, n in classes.most_common(8))
+    return (f"{split}: {len(index['objects'])} objects ({index['counts'].get('masks', 0)} masks; "
+            f"{common or 'no class'}), {len(index['backgrounds'])} backgrounds from {len(index['images'])} images")
+
 
 # --- faults ---
 
 
 def check_split(dataroot, split: str, num_workers: int):
-    """Look through one split. Returns (index, problems as texts, {stem: statistics} of X, the same of Y)."""
+    """Look through one split. Returns (index, problems as texts, and [(sharpness, brightness), ...] of X and of Y)."""
     index, folder = read_index(dataroot, split), Path(dataroot, split)
     problems = []
     if (folder / JOURNAL).exists():
@@ -34,20 +70,19 @@ def check_split(dataroot, split: str, num_workers: int):
         problems.append(f"{folder / 'crops.json'}: not there, or empty: without it there is nothing to check")
     elif len(sizes) > 1:
         problems.append(f"{folder / 'crops.json'}: crops of sizes {sorted(sizes)}, expected one size")
-    size = max(sizes, default=0)
     core = max((entry["object_size"] for entry in index["rules"]), default=0)
     tasks = [(stem, crop if kind == "objects" else None)
              for kind in ("objects", "backgrounds") for stem, crop in index[kind].items()]
-    work = partial(check_crop, folder=str(folder), size=size, core=core)
-    statistics = {"objects": {}, "backgrounds": {}}
+    work = partial(check_crop, folder=str(folder), size=max(sizes, default=0), core=core)
+    looks = {"objects": [], "backgrounds": []}
     results = tqdm(in_parallel(work, tasks, num_workers), total=len(tasks), desc=f"check {split}", unit="crop",
                    disable=None)
-    for (stem, crop), (faults, numbers) in zip(tasks, results, strict=True):
+    for (_, crop), (faults, look) in zip(tasks, results, strict=True):
         problems += faults
-        if numbers is not None:
-            statistics["objects" if crop else "backgrounds"][stem] = numbers
+        if look is not None:
+            looks["objects" if crop else "backgrounds"].append(look)
     problems += unlisted_files(folder, index) + misplaced_windows(folder, index)
-    return index, problems, statistics["objects"], statistics["backgrounds"]
+    return index, problems, looks["objects"], looks["backgrounds"]
 
 
 def check_crop(task, folder: str, size: int, core: int):
@@ -55,8 +90,7 @@ def check_crop(task, folder: str, size: int, core: int):
 
     Returns (faults as texts, (sharpness, brightness) of the surroundings or None).
     """
-    stem, entry = task
-    folder = Path(folder)
+    (stem, entry), folder = task, Path(folder)
     path = folder / ("backgrounds" if entry is None else "objects") / f"{stem}.png"
     pixels, faults = decode(path, "RGB", (size, size))
     faults += check_masks(folder, stem, entry, size) if entry is not None else []
@@ -76,11 +110,11 @@ def decode(path, mode, size):
 
 
 def check_masks(folder, stem, entry, size) -> list:
-    """Faults of an object's two masks; having none is none."""
-    x0, y0, x1, y1 = clamp(entry["source_window"], entry["source_size"])
-    source_size = (math.ceil(x1) - math.floor(x0), math.ceil(y1) - math.floor(y0))
-    places = {folder / "masks" / f"{stem}.png": (size, size),
-              folder / "masks_source" / f"{stem}.png": source_size}
+    """Faults of an object's two masks; having none is none, and drawn sets have none at source resolution."""
+    left, top, right, bottom = hull_of(entry["source_window"], entry["source_size"])
+    places = {folder / "masks" / f"{stem}.png": (size, size)}
+    if (folder / "masks_source").is_dir():
+        places[folder / "masks_source" / f"{stem}.png"] = right - left, bottom - top
     if not any(path.exists() for path in places):
         return []
     faults = []
@@ -88,11 +122,11 @@ def check_masks(folder, stem, entry, size) -> list:
         pixels, why = decode(path, "L", expected)
         faults += why
         if pixels is not None:
-            strange = set(np.unique(pixels).tolist()) - {0, 128, 255}
+            strange = set(np.unique(pixels).tolist()) - {0, VOID, OBJECT}
             if strange:
-                faults.append(f"{path}: values {sorted(strange)[:5]}, expected 0, 128 and 255")
-            elif not (pixels == 255).any():
-                faults.append(f"{path}: no pixel of the object (255)")
+                faults.append(f"{path}: values {sorted(strange)[:5]}, expected 0, {VOID} and {OBJECT}")
+            elif not (pixels == OBJECT).any():
+                faults.append(f"{path}: no pixel of the object ({OBJECT})")
     return faults
 
 
@@ -100,31 +134,25 @@ def unlisted_files(folder, index) -> list:
     """Images in the folders that crops.json does not list: training would take them for data."""
     if not (folder / "crops.json").exists():
         return []
-    listed = {"objects": index["objects"], "backgrounds": index["backgrounds"],
-              "masks": index["objects"], "masks_source": index["objects"]}
-    return [f"{entry.path}: not in crops.json" for kind in FOLDERS if (folder / kind).is_dir()
-            for entry in os.scandir(folder / kind) if entry.name.lower().endswith(EXTENSIONS)
-            and not entry.name.startswith(".") and entry.name.removesuffix(".png") not in listed[kind]]
+    return [f"{folder / kind / name}: not in crops.json" for kind in FOLDERS for name in list_images(folder / kind)
+            if name.removesuffix(".png") not in index["backgrounds" if kind == "backgrounds" else "objects"]]
 
 
 def misplaced_windows(folder, index) -> list:
     """Windows that leave their image, or touch a box that is not their own object's."""
-    boxes = {(image["origin"], image["file"]): np.reshape(image["boxes"], (-1, 4))
-             for image in index["images"]}
+    boxes = {(image["origin"], image["file"]): edges_of(image["boxes"]) for image in index["images"]}
     faults = []
     for kind in ("objects", "backgrounds"):
         for stem, crop in index[kind].items():
-            x0, y0, w, h = crop["source_window"]
-            width, height = crop["source_size"]
-            slack = 1e-6 * max(width, height)
-            if not (x0 >= -slack and y0 >= -slack and x0 + w <= width + slack and y0 + h <= height + slack):
+            (x0, y0, w, h), size = crop["source_window"], crop["source_size"]
+            if not lies_inside(crop["source_window"], *size):
                 faults.append(f"{folder / kind / stem}.png: its window leaves the image")
-            around = boxes.get((crop.get("origin"), crop["source"]), np.zeros((0, 4)))
+            around = boxes.get((crop["origin"], crop["source"]), np.zeros((0, 4)))
+            slack = 1e-6 * max(size)
             inner = (x0 + slack, y0 + slack, w - 2 * slack, h - 2 * slack)
-            touched = int(overlaps(inner, around).sum())
-            if touched > (kind == "objects"):
-                faults.append(f"{folder / kind / stem}.png: {touched - (kind == 'objects')} other boxes of "
-                              f"{crop['source']} reach into it")
+            others = int(overlaps(inner, around).sum()) - (kind == "objects")
+            if others > 0:
+                faults.append(f"{folder / kind / stem}.png: {others} other boxes of {crop['source']} reach into it")
     return faults
 
 
@@ -154,22 +182,34 @@ def separability(a, b) -> float:
 
 
 def compare(index, x, y) -> list:
-    """Lines of text: sharpness, brightness and source size of X's surroundings against Y's."""
+    """How X's surroundings and windows compare with Y's: [(feature, whether it tells X from Y, line of text)].
+
+    x, y: [(sharpness, brightness), ...]
+    """
     if not x or not y:
-        return ["  X against Y: nothing to compare"]
-    columns = {
-        "sharpness": [[values[SHARPNESS] for values in part.values()] for part in (x, y)],
-        "brightness": [[values[BRIGHTNESS] for values in part.values()] for part in (x, y)],
-        "window, source px": [[math.sqrt(np.prod(crop["source_window"][2:])) for crop in index[kind].values()]
-                              for kind in ("objects", "backgrounds")],
-    }
-    lines = []
-    for name, (a, b) in columns.items():
+        return []
+    sharpness, brightness = ([[look[i] for look in part] for part in (x, y)] for i in (0, 1))
+    sides = [[math.sqrt(np.prod(crop["source_window"][2:])) for crop in index[kind].values()]
+             for kind in ("objects", "backgrounds")]
+    found = []
+    for feature, unit, (a, b) in (("sharpness", "", sharpness), ("brightness", "", brightness),
+                                  ("window size", ", source px", sides)):
         chance = separability(a, b)
-        remark = "  <- a discriminator can tell them apart by this" if not 0.3 <= chance <= 0.7 else ""
-        lines.append(f"  {name:18} X median {np.median(a):7.1f}   Y median {np.median(b):7.1f}   "
-                     f"P(X > Y) {chance:.2f}{remark}")
-    return lines
+        telling = not ALIKE[0] <= chance <= ALIKE[1]
+        found.append((feature, telling, f"  {feature + unit:22} X median {np.median(a):7.1f}   Y median "
+                      f"{np.median(b):7.1f}   P(X > Y) {chance:.2f}" + telling * "  <- a discriminator can tell them apart by this"))
+    return found
+
+
+def verdict(remarks: dict) -> str:
+    """The last line of a check without problems. remarks: see `check_crops`."""
+    if not remarks:
+        return "no problems"
+    features = ", ".join(f"{feature} ({', '.join(splits)})" for feature, splits in remarks.items())
+    remedy = ("larger photographs without objects leave room for backgrounds of X's sizes (--y_from DIR)"
+              if "window size" in remarks else "take Y from photographs like X's (--y_from same, or --y_from DIR)")
+    return (f"no faults, but X and Y can be told apart by {features}, which the discriminators may learn before "
+            f"anything about objects: {remedy}")
 
 
 # --- near-duplicates ---
@@ -195,38 +235,27 @@ def signs(digest: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(digest), np.uint8)).astype(np.float32) * 2 - 1
 
 
-def leaks(indices: dict, one: str, other: str) -> tuple:
-    """(problems: images that serve both splits; lines: near-duplicates across them). indices: {split: its index}."""
-    a, b = indices[one]["images"], indices[other]["images"]
-    same = {image["path"] for image in a} & {image["path"] for image in b}
-    pairs = near_duplicates(a, b)
-    lines = [f"near-duplicates in {one} and {other}: {len(pairs)}"]
-    lines += [f"  {one} {a}  {other} {b}  ({bits} of 256 bits differ)" for a, b, bits in pairs[:10]]
-    return [f"{path}: serves {one} and {other}" for path in sorted(same)], lines
-
-
 # --- contact sheet ---
 
 
 def make_sheet(dataroot, split: str, objects=24, backgrounds=20) -> Path:
     """Write DATAROOT/SPLIT/sheet.jpg: sources with what was cut from them, crops, masks; then backgrounds.
 
-    On the sources: the object's box green, its window yellow, other boxes red, backgrounds blue. Which
-    crops are shown depends on their names alone.
+    Which crops are shown depends on their names alone.
     """
     index, folder = read_index(dataroot, split), Path(dataroot, split)
-    shown = {kind: sorted(index[kind], key=name_hash)[:n] for kind, n in
-             (("objects", objects), ("backgrounds", backgrounds))}
+    shown_x, shown_y = (sorted(index[kind], key=name_hash)[:n]
+                        for kind, n in (("objects", objects), ("backgrounds", backgrounds)))
     windows = defaultdict(list)
     for crop in index["backgrounds"].values():
         windows[crop["origin"], crop["source"]].append(crop["source_window"])
     images = {(image["origin"], image["file"]): image for image in index["images"]}
-    side, step, columns, per_row = 128, 132, 3, 10
-    rows = math.ceil(len(shown["objects"]) / columns)
-    y_rows = math.ceil(len(shown["backgrounds"]) / per_row)
-    sheet = Image.new("RGB", (columns * 440, max(rows + y_rows, 1) * step))
-    for number, stem in enumerate(shown["objects"]):
-        left, top = number % columns * 440, number // columns * step
+    side, step, columns, per_row, legend = 128, 132, 3, 10, 16
+    rows = math.ceil(len(shown_x) / columns)
+    sheet = Image.new("RGB", (columns * 440, legend + max(rows + math.ceil(len(shown_y) / per_row), 1) * step))
+    draw_legend(ImageDraw.Draw(sheet))
+    for number, stem in enumerate(shown_x):
+        left, top = number % columns * 440, legend + number // columns * step
         crop = index["objects"][stem]
         key = (crop["origin"], crop["source"])
         sheet.paste(draw_source(images.get(key), crop, windows[key], (168, side)), (left, top))
@@ -235,51 +264,34 @@ def make_sheet(dataroot, split: str, objects=24, backgrounds=20) -> Path:
             if path.exists():
                 with Image.open(path) as image:
                     sheet.paste(image.convert("RGB").resize((side, side)), (left + offset, top))
-    for number, stem in enumerate(shown["backgrounds"]):
+    for number, stem in enumerate(shown_y):
         with Image.open(folder / "backgrounds" / f"{stem}.png") as image:
-            place = (number % per_row * step, (rows + number // per_row) * step)
+            place = (number % per_row * step, legend + (rows + number // per_row) * step)
             sheet.paste(image.resize((side, side)), place)
-    sheet.save(folder / "sheet.jpg", quality=90)
+    with written_whole(folder / "sheet.jpg") as file:
+        sheet.save(file, "JPEG", quality=90)
     return folder / "sheet.jpg"
 
 
+def draw_legend(draw):
+    """One line at the top: what the colours on the sources mean."""
+    left = 4
+    for meaning, colour in COLOURS.items():
+        draw.text((left, 2), meaning, fill=colour)
+        left += draw.textlength(meaning) + 16
+
+
 def draw_source(image_entry, crop, windows, size) -> Image.Image:
-    """A thumbnail of a source image with its boxes and windows; grey when the image is no longer there."""
+    """A thumbnail of a source image with its boxes and windows in COLOURS; grey when the image is no longer there."""
     try:
         width, height = crop["source_size"]
-        thumbnail = open_photo(Photo("", image_entry["path"], width, height, [], image_entry.get("upright", False)))
-    except UNREADABLE:
+        thumbnail = open_annotated(Photo("", image_entry["path"], width, height, [], image_entry["upright"]))
+    except (OSError, TypeError):  # it is gone; it was none, of a drawn set
         return Image.new("RGB", size, "grey")
     thumbnail.thumbnail(size)
     draw, scale = ImageDraw.Draw(thumbnail), thumbnail.width / width
-    colours = [(box, "red") for box in image_entry["boxes"]] + [(window, "deepskyblue") for window in windows]
-    for (x, y, w, h), colour in [*colours, (crop["source_window"], "yellow"), (crop["source_box"], "lime")]:
+    own, its_crop, others, backgrounds = COLOURS.values()
+    colours = [(box, others) for box in image_entry["boxes"]] + [(window, backgrounds) for window in windows]
+    for (x, y, w, h), colour in [*colours, (crop["source_window"], its_crop), (crop["source_box"], own)]:
         draw.rectangle([x * scale, y * scale, (x + w) * scale, (y + h) * scale], outline=colour)
     return thumbnail
-
-
-def describe(split, index) -> str:
-    """One line of what a split holds."""
-    masks = index["counts"].get("masks", 0)
-    classes = Counter({name: entry["objects"] for name, entry in index["classes"].items()})
-    common = ", ".join(f"{name} {n}" for name, n in classes.most_common(8))
-    return (f"{split}: {len(index['objects'])} objects ({masks} masks; {common or 'no class'}), "
-            f"{len(index['backgrounds'])} backgrounds from {len(index['images'])} images")
-
-
-def check(dataroot, num_workers=0) -> list:
-    """Look through all splits, print what they hold and how X and Y compare; returns the problems."""
-    problems, indices = [], {}
-    for split in SPLITS:
-        if Path(dataroot, split).is_dir():
-            index, faults, x, y = check_split(dataroot, split, num_workers)
-            indices[split] = index
-            problems += faults
-            print("\n".join([describe(split, index), *compare(index, x, y)]))
-    if not indices:
-        raise ValueError(f"no folder {', '.join(SPLITS)} in {dataroot}: give the folder that --out named")
-    for one, other in combinations(indices, 2):
-        shared, lines = leaks(indices, one, other)
-        problems += shared
-        print("\n".join(lines))
-    return problems

@@ -1,14 +1,13 @@
-"""Object masks as annotation files give them, to pixels. Needs numpy and Pillow only.
+"""Object masks as annotation files give them, to pixels: OBJECT (255), VOID (128) and 0 for background.
 
 A mask is packed in a tuple, so that a million of them fit in memory:
 
     ("polygons", [x0, y0, x1, y1, ... each])
     ("rle", height, width, counts)      COCO's run lengths: a list, or its compressed string
-    ("png", path, value, void)          pixels of a label image that equal `value` (None: exceed 127) are
-                                        the object, those that equal `void` (None: no value) are ignored
+    ("png", path, value, void)          pixels of a label image: `value` is the object, `void` (None: nothing) void
+    ("mask", path)                      a mask file, see `images.open_mask`
 
-Decoded: uint8, 255 = object, 0 = background, 128 = void. Polygons and run lengths give exactly the pixels
-that COCO's own tools give.
+Polygons and run lengths give exactly the pixels that COCO's own tools give.
 """
 from array import array
 from functools import lru_cache
@@ -16,12 +15,14 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from images import OBJECT, VOID, open_mask
+
 
 def pack_segmentation(segmentation):
     """COCO's segmentation in compact form (numbers as C arrays), None where there is none.
 
-    Lists of polygons, uncompressed RLE (counts a list) and compressed RLE (counts a string). Errors here
-    and in `decode_mask` mean that the mask is unusable: TypeError, ValueError, OverflowError.
+    Lists of polygons, uncompressed RLE (counts a list) and compressed RLE (counts a string). Errors here and in
+    `decode_mask` mean that the mask is unusable: TypeError, ValueError, OverflowError, and OSError for files.
     """
     if not segmentation:
         return None
@@ -37,27 +38,27 @@ def pack_segmentation(segmentation):
 def decode_mask(mask, width: int, height: int, region) -> np.ndarray:
     """The part `region` = (left, top, right, bottom) of an object's mask in a width x height image.
 
-    Returns uint8 (bottom-top, right-left), 255 = object, 128 = void, 0 = background. ValueError when the
-    annotation does not fit the image.
+    Returns uint8 (bottom-top, right-left) of OBJECT, VOID and 0. ValueError when the annotation does not fit the image.
     """
     left, top, right, bottom = region
     if mask[0] == "polygons":
         columns = np.zeros((right - left, height), bool)
         for polygon in mask[1]:
             columns |= fill_polygon(np.array(polygon), width, height, left, right)
-        return columns[:, top:bottom].T.astype(np.uint8) * 255
+        return columns[:, top:bottom].T.astype(np.uint8) * OBJECT
     if mask[0] == "rle":
         if (mask[1], mask[2]) != (height, width):
             raise ValueError(f"RLE of size {mask[1:3]} in an image of {height} x {width}")
-        return decode_rle(mask[3], width, height)[left:right, top:bottom].T.astype(np.uint8) * 255
-    _, path, value, void = mask
-    labels = read_labels(path)
+        return decode_rle(mask[3], width, height)[left:right, top:bottom].T.astype(np.uint8) * OBJECT
+    labels = read_labels(mask[1]) if mask[0] == "png" else np.asarray(open_mask(mask[1]))
     if labels.shape != (height, width):
-        raise ValueError(f"{path} has the size {labels.shape}, its image {height} x {width}")
+        raise ValueError(f"{mask[1]} has the size {labels.shape}, its image {height} x {width}")
     part = labels[top:bottom, left:right]
-    out = (part == value if value is not None else part > 127).astype(np.uint8) * 255
-    if void is not None:
-        out[part == void] = 128
+    if mask[0] == "mask":
+        return part
+    out = (part == mask[2]).astype(np.uint8) * OBJECT
+    if mask[3] is not None:
+        out[part == mask[3]] = VOID
     return out
 
 
@@ -80,8 +81,8 @@ def decode_rle(counts, width: int, height: int) -> np.ndarray:
 
 
 def decode_rle_string(text: str) -> list:
-    """COCO's compressed counts: 5 bits a character from 48 on, bit 6 = more follow, differences to the
-    count before the last from the fourth count on."""
+    """COCO's compressed counts: 5 bits a character from 48 on, bit 6 = more follow, differences to the count before the
+    last from the fourth count on."""
     counts, at = [], 0
     while at < len(text):
         value, shift, more = 0, 0, True
@@ -102,9 +103,9 @@ def decode_rle_string(text: str) -> list:
 def fill_polygon(xy, width: int, height: int, left: int, right: int) -> np.ndarray:
     """Rasterise one polygon as COCO's rleFrPoly does, columns left..right only: bool (right-left, height).
 
-    xy: x0, y0, x1, y1, ... in pixels. The outline is walked on a five times finer grid; where it passes
-    the middle of a column the pixel below switches between inside and outside. ValueError for fewer than
-    three points and for coordinates far from the image (whose walk would not end).
+    xy: x0, y0, x1, y1, ... in pixels. The outline is walked on a five times finer grid; where it passes the middle of a
+    column the pixel below switches between inside and outside. ValueError for fewer than three points and for
+    coordinates far from the image (whose walk would not end).
     """
     reach = 2 * max(width, height)
     if xy.size < 6 or xy.size % 2 or not np.all(np.abs(xy) <= reach):

@@ -1,22 +1,27 @@
-"""The demo set: procedural pictures with exact masks, in the folder layout of data.py.
+"""The demo set: procedural images with exact masks, in the folder layout of data.py.
 
-An object is a shaded, patterned body of varied outline (lobes, limbs, bays) on a textured background.
-Both take their colours from one distribution, so neither colour nor brightness alone tells them apart
-over the set: pattern, shading and the closed outline do. Drawn at four times the size, then averaged.
-Each picture depends on (seed, split, kind, index) alone: same seed, same files.
+An object is a shaded, patterned body of varied outline (lobes, limbs, bays) on a textured background. Both take their
+colours from one distribution, so neither colour nor brightness alone tells them apart over the set: pattern, shading
+and the closed outline do. Drawn at four times the size, then averaged. Each image depends on (seed, split, kind, index)
+alone: same seed, same files.
 """
 import colorsys
-import json
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-SIZE = 64  # px, side of a picture
+from crops.index import EMPTY, save_index
+from images import OBJECT, UserError
+
+SIZE = 64  # px, side of an image
 OBJECT_SIZE = 50  # px, side of the object's box, centred: the 100-in-128 rule
 OVERSAMPLING = 4
-COUNTS = {"train": {"objects": 800, "backgrounds": 1600}, "test": {"objects": 200, "backgrounds": 200}}
+COUNTS = {"train": {"objects": 800, "backgrounds": 1600}, "val": {"objects": 150, "backgrounds": 150},
+          "test": {"objects": 200, "backgrounds": 200}}
+STREAMS = "train", "test", "val"  # of random numbers
 
 
 def noise(rng, side, cells, octaves=1, stretch=1.0):
@@ -57,7 +62,7 @@ def blend(colours, weight):
 
 
 def background(rng, side):
-    """A picture (side, side, 3) of natural-looking texture: clouds, fibres or gravel, unevenly lit."""
+    """An image (side, side, 3) of natural-looking texture: clouds, fibres or gravel, unevenly lit."""
     colours = palette(rng)
     kind = rng.integers(3)
     cells = rng.uniform(2, 6)
@@ -129,16 +134,16 @@ def body(rng, side):
 
 
 def draw(seed, split, kind, index, background=background, body=body):
-    """One picture.
+    """One image.
 
     Args:
-        split: "train" or "test"; kind: "objects" or "backgrounds".
+        split: "train", "val" or "test"; kind: "objects" or "backgrounds".
         background, body: what draws them, called as those above are.
 
     Returns:
         image (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) uint8, 255 = object (None for a background).
     """
-    rng = np.random.default_rng([seed, ("train", "test").index(split), ("objects", "backgrounds").index(kind), index])
+    rng = np.random.default_rng([seed, STREAMS.index(split), ("objects", "backgrounds").index(kind), index])
     side = SIZE * OVERSAMPLING
     image = background(rng, side)
     if kind == "backgrounds":
@@ -151,7 +156,7 @@ def draw(seed, split, kind, index, background=background, body=body):
     mask[window] = inside
     image[window] = np.where(inside[..., None], surface, image[window])
     coverage = _shrink(mask[..., None])[..., 0]
-    return _to_bytes(_shrink(image)), np.where(coverage >= 0.5, 255, 0).astype(np.uint8)
+    return _to_bytes(_shrink(image)), np.where(coverage >= 0.5, OBJECT, 0).astype(np.uint8)
 
 
 def _shrink(image):
@@ -168,36 +173,46 @@ def write_demo(dataroot, seed=0, counts=None, draw=draw):
 
     counts: {split: {kind: how many}}; draw: `draw`, or what draws another set likewise.
     """
-    for split, kinds in (counts or COUNTS).items():
-        rule = {"command": "demo", "seed": seed, "fit": "warp", "object_size": OBJECT_SIZE, "crop_size": SIZE}
-        records = {"format": 1, "rules": [rule], "objects": {}, "backgrounds": {}}
-        for kind, count in kinds.items():
-            for folder in (kind, "masks") if kind == "objects" else (kind,):
-                os.makedirs(os.path.join(dataroot, split, folder), exist_ok=True)
-            for i in tqdm(range(count), desc=f"{split}/{kind}", leave=False, disable=None):
-                image, mask = draw(seed, split, kind, i)
-                name = f"{i:05d}"
-                Image.fromarray(image).save(os.path.join(dataroot, split, kind, f"{name}.png"))
-                records[kind][name] = {}
-                if mask is not None:
-                    Image.fromarray(mask).save(os.path.join(dataroot, split, "masks", f"{name}.png"))
-                    start = (SIZE - OBJECT_SIZE) // 2
-                    records[kind][name] = {"box": [start, start, OBJECT_SIZE, OBJECT_SIZE], "class": "body"}
-        path = os.path.join(dataroot, split, "crops.json")
-        with open(path + ".tmp", "w") as f:
-            json.dump(records, f, indent=1)
-        os.replace(path + ".tmp", path)
+    counts = counts or COUNTS
+    with tqdm(total=sum(sum(kinds.values()) for kinds in counts.values()), unit="image", disable=None) as bar:
+        for split, kinds in counts.items():
+            folder, index = Path(dataroot, split), {**EMPTY, "objects": {}, "backgrounds": {}, "images": []}
+            for kind, count in kinds.items():
+                for name in (kind, "masks") if kind == "objects" else (kind,):
+                    (folder / name).mkdir(parents=True, exist_ok=True)
+                for i in range(count):
+                    image, mask = draw(seed, split, kind, i)
+                    stem = f"{i:05d}"
+                    Image.fromarray(image).save(folder / kind / f"{stem}.png")
+                    if mask is not None:
+                        Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
+                    index[kind][stem] = _record(kind, stem)
+                    bar.update()
+            number = {kind: len(index[kind]) for kind in ("objects", "backgrounds")}
+            index["rules"] = [{"command": "demo", "seed": seed, "fit": "warp", "object_size": OBJECT_SIZE,
+                               "crop_size": SIZE, "plan": "", "counts": {**number, "masks": number["objects"]}}]
+            save_index(folder, index)
+
+
+def _record(kind, stem):
+    """The entry of an image in crops.json: it is its own source."""
+    record = {"source": f"{kind}/{stem}", "source_size": [SIZE, SIZE], "source_window": [0, 0, SIZE, SIZE], "origin": 0}
+    start = (SIZE - OBJECT_SIZE) // 2
+    box = [start, start, OBJECT_SIZE, OBJECT_SIZE]
+    return {**record, "source_box": box, "box": box, "class": "body"} if kind == "objects" else record
 
 
 def make_demo(dataroot, seed=0):
-    """`write_demo` for users: ValueError rather than writing into a folder that holds other things."""
+    """`write_demo` for users: UserError rather than writing into a folder that holds other things."""
     if os.path.isdir(dataroot) and os.listdir(dataroot) and not _is_demo(dataroot):
-        raise ValueError(f"the demo set would be written into {dataroot}, which holds other things: name a new folder")
+        raise UserError(f"the demo set would be written into {dataroot}, which holds other things: name a new folder")
+    print(f"drawing the demo set in {dataroot}, about a minute")
     write_demo(dataroot, seed)
 
 
 def _is_demo(dataroot):
-    """Whether the folder holds a demo set, whole or not: every picture in it is numbered as ours are."""
+    """Whether the folder holds a demo set, whole or not: every image in it is numbered as ours are."""
     names = [name for split in COUNTS for _, _, files in os.walk(os.path.join(dataroot, split)) for name in files]
     return set(os.listdir(dataroot)) <= set(COUNTS) and all(
-        name in ("crops.json", "crops.json.tmp") or (len(name) == 9 and name[:5].isdigit()) for name in names)
+        name in ("crops.json", "sources.json") or name.endswith(".json.part") or (len(name) == 9 and name[:5].isdigit())
+        for name in names)

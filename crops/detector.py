@@ -8,40 +8,39 @@ import os
 import pickle
 from pathlib import Path
 
-from crops.annotations import UNREADABLE, Photo, list_images
-from crops.rules import open_photo
+import numpy as np
+from tqdm import tqdm
+
+from crops.annotations import Photo, photo_files
+from crops.cutting import open_annotated
+from images import UserError
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
 
 
 def load_detector(weights, device):
-    """torchvision's fasterrcnn_resnet50_fpn in eval mode. weights: a state dict file, None = torchvision's,
-    downloaded once. ValueError in one line when the weights or the device cannot be had."""
+    """torchvision's fasterrcnn_resnet50_fpn in eval mode. weights: a state dict file, None = torchvision's, downloaded
+    once. UserError when they cannot be had."""
     import torch
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
-    try:
-        torch.zeros(1, device=device).tolist()  # before anything is downloaded
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): give cpu, or cuda where "
-                         "there is a GPU and a torch that was built for it") from None
     if weights is None:
         try:
             model = fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"the detector's weights cannot be downloaded ({error}): fetch {WEIGHTS} "
-                             "elsewhere and give it as --detector_weights FILE") from None
+            raise UserError(f"the detector's weights cannot be downloaded ({error}): fetch {WEIGHTS} elsewhere and "
+                            "give it as --detector_weights FILE") from None
     else:
         model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         try:
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except FileNotFoundError:
-            raise ValueError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
+            raise FileNotFoundError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
                 AttributeError) as error:
-            raise ValueError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn "
-                             f"({str(error).splitlines()[0]}): it must be what {WEIGHTS} holds") from None
+            raise UserError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn "
+                            f"({str(error).splitlines()[0]}): it must be what {WEIGHTS} holds") from None
     return model.eval().to(device)
 
 
@@ -55,31 +54,28 @@ def category_names() -> list:
 def detect_boxes(model, image, names, device="cpu", least_score=LEAST_SCORE) -> list:
     """Objects in an RGB PIL image as [x, y, w, h, class, score], pixels, best score first.
 
-    model: takes a list of (3, H, W) tensors in [0, 1] and returns [{"boxes": (n, 4) x0, y0, x1, y1,
-    "labels": (n,), "scores": (n,)}], as torchvision's detectors do. names: class by label.
+    model: takes a list of (3, H, W) tensors in [0, 1] and returns [{"boxes": (n, 4) x0, y0, x1, y1, "labels": (n,),
+    "scores": (n,)}], as torchvision's detectors do. names: class by label.
     """
-    import numpy as np
     import torch
 
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255).to(device)
     with torch.no_grad():
         found = model([tensor])[0]
-    kept = []
-    for (x0, y0, x1, y1), label, score in zip(found["boxes"].tolist(), found["labels"].tolist(),
-                                              found["scores"].tolist(), strict=True):
-        if score >= least_score:
-            kept.append([x0, y0, x1 - x0, y1 - y0, names[label], score])
+    values = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    kept = [[x0, y0, x1 - x0, y1 - y0, names[label], score] for (x0, y0, x1, y1), label, score in values
+            if score >= least_score]
     return sorted(kept, key=lambda box: -box[5])
 
 
-def detect_folder(folder, path: Path, find, progress, skips, without=()):
-    """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder` but `without` (see `list_images`),
-    a line each to `path`.
+def detect_folder(folder, path: Path, find, skips, without=()):
+    """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder` but `without` (see
+    `images.list_images`), a line each to `path`, which `annotations.read_detections` reads.
 
     Photographs of this folder that `path` has already are not done again, so an interrupted run continues. Each line
     names its folder: photographs of several folders may have one name.
     """
-    names = list_images(folder, without)
+    names = photo_files(folder, without)
     done, place = set(), os.path.abspath(folder)
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
@@ -90,15 +86,14 @@ def detect_folder(folder, path: Path, find, progress, skips, without=()):
             items = [json.loads(line) for line in whole]
             done = {item["file"] for item in items if item.get("folder") == place}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is not a list of detections: delete it to detect anew") from None
+            raise UserError(f"{path} is not a list of detections: delete it to detect anew") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        for name in progress([name for name in names if name not in done]):
-            photo = Photo(name, f"{folder}/{name}", 0, 0, [], True)
+        for name in tqdm([name for name in names if name not in done], desc="detect", unit="image", disable=None):
             try:
-                image = open_photo(photo)
-            except UNREADABLE as error:
-                skips.add("image_unreadable", f"{photo.path}: {error}".splitlines()[0])
+                image = open_annotated(Photo(name, f"{folder}/{name}", 0, 0, [], True))
+            except OSError as error:
+                skips.add("image_unreadable", str(error))
                 continue
             line = {"folder": place, "file": name, "width": image.width, "height": image.height, "boxes": find(image)}
             file.write(json.dumps(line) + "\n")

@@ -1,30 +1,32 @@
-"""From boxes to crops (§3.4, §4.1, §4.2): which objects become X, where Y's backgrounds lie, how to cut.
+"""The crop rules (§3.4, §4.1, §4.2): which boxes become objects, X, and where backgrounds, Y, lie.
 
-A window (x0, y0, w, h) is the part of a source image that a crop shows, floats in source pixels; it is
-never rounded. Masks: 255 = object, 0 = background, 128 = void. Nothing here depends on the number of
-processes or on the order of the images. This file needs numpy and Pillow only.
+A window (x0, y0, w, h) is the part of a source image that a crop shows, floats in source pixels; it is never rounded.
+Nothing here depends on the order of the images.
 """
 import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from crops.annotations import Box, Photo
-from crops.coco_masks import decode_mask
-from images import load_tiff, to_rgb
 
 PRESETS = {  # §4.1 (i) and (iv); §4.2
     "dogs": {"object_size": 64, "crop_size": 128, "min_side": 60.0, "max_fraction": 0.4, "min_aspect": 0.0},
     "coco": {"object_size": 100, "crop_size": 128, "min_side": 20.0, "max_fraction": 0.4, "min_aspect": 0.4},
 }
-DROPS = ("unplaced", "class", "score", "crowd", "min_side", "max_fraction", "min_aspect", "outside",
-         "neighbours")
-# by EXIF orientation: from upright to how such an image is stored
-TURNED_BACK = {5: Image.TRANSPOSE, 6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}
+DROPS = {  # every reason to drop a box, and what to do where it drops most
+    "unplaced": "mend the boxes of these images, counted as skipped",
+    "class": "--classes and --exclude choose",
+    "score": "a lower --min_score takes more",
+    "crowd": "a crowd is never an object",
+    "min_side": "a lower --min_side takes more",
+    "max_fraction": "a higher --max_fraction takes more, 1 all",
+    "min_aspect": "a lower --min_aspect takes more, 0 all",
+    "outside": "their crops leave the image: a larger --object_size takes less around the object",
+    "neighbours": "other boxes reach into their crops: a larger --object_size takes less around the object",
+}
 OVERLAP = 0.25  # of its area: the most that a background shares with an earlier one of the same image
 
 
@@ -47,23 +49,7 @@ class Rules:
     seed: int = 0
 
 
-class Piece(NamedTuple):
-    """One crop to cut: of an object (box set) or of background (box None)."""
-
-    stem: str  # file name without .png
-    window: tuple  # x0, y0, w, h in source pixels
-    box: Box = None
-
-
-class Job(NamedTuple):
-    """Everything to cut from one image; `photo` comes with bare boxes (x, y, w, h)."""
-
-    photo: Photo
-    objects: list
-    backgrounds: list
-
-
-# --- the rules (§4.1, §4.2) ---
+# --- objects (§4.1, §4.2) ---
 
 
 def object_window(box, rules: Rules):
@@ -93,16 +79,19 @@ def first_failing(box: Box, photo: Photo, rules: Rules):
         return "max_fraction"
     if short <= rules.min_aspect * long:
         return "min_aspect"
-    x0, y0, w, h = object_window(box, rules)
-    slack = 1e-6 * max(photo.width, photo.height)  # rounding of the sums, nothing more
-    if x0 >= -slack and y0 >= -slack and x0 + w <= photo.width + slack and y0 + h <= photo.height + slack:
-        return None
-    return "outside"
+    return None if lies_inside(object_window(box, rules), photo.width, photo.height) else "outside"
+
+
+def lies_inside(window, width, height) -> bool:
+    """Whether a window lies in an image of width x height, but for the rounding of sums."""
+    x0, y0, w, h = window
+    slack = 1e-6 * max(width, height)
+    return x0 >= -slack and y0 >= -slack and x0 + w <= width + slack and y0 + h <= height + slack
 
 
 def find_objects(photo: Photo, rules: Rules, dropped: Counter):
-    """The (box, window) pairs of `photo` that meet every rule; adds to `dropped` the rule that each other
-    box fails first. An image with an object of unknown place gives nothing ("unplaced")."""
+    """The (box, window) pairs of `photo` that meet every rule; adds to `dropped` the rule that each other box fails
+    first. An image with an object of unknown place gives nothing ("unplaced")."""
     if photo.unplaced:
         dropped["unplaced"] += len(photo.boxes)
         return []
@@ -111,7 +100,7 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
         rule = first_failing(box, photo, rules)
         if rule is None:
             window = object_window(box, rules)
-            edges = np.array([b[:4] for b in photo.boxes]) if edges is None else edges
+            edges = edges_of(photo.boxes) if edges is None else edges
             touched = overlaps(window, edges)
             touched[index] = False
             if not touched.any():
@@ -120,6 +109,11 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
             rule = "neighbours"
         dropped[rule] += 1
     return found
+
+
+def edges_of(boxes) -> np.ndarray:
+    """Boxes or windows as an array (n, 4): x, y, w, h."""
+    return np.array([box[:4] for box in boxes], float).reshape(-1, 4)
 
 
 def overlaps(window, boxes: np.ndarray) -> np.ndarray:
@@ -135,9 +129,9 @@ def overlaps(window, boxes: np.ndarray) -> np.ndarray:
 def free_position(width, height, w, h, obstacles: np.ndarray, rng):
     """Draw (x0, y0) of a w x h window uniformly among all places inside the image that overlap no obstacle.
 
-    obstacles: (n, 4) as x, y, w, h. None when there is no such place. Exact: the window overlaps
-    (x, y, bw, bh) if and only if x - w < x0 < x + bw and y - h < y0 < y + bh, so the lines of these edges
-    divide all positions into cells that are entirely free or entirely not.
+    obstacles: (n, 4) as x, y, w, h. None when there is no such place. Exact: the window overlaps (x, y, bw, bh) if and
+    only if x - w < x0 < x + bw and y - h < y0 < y + bh, so the lines of these edges divide all positions into cells
+    that are entirely free or entirely not.
     """
     if w >= width or h >= height:
         return None
@@ -163,23 +157,22 @@ class FreeSpace:
     """Where in a list of images backgrounds still fit. Images take turns, so that windows spread evenly."""
 
     def __init__(self, photos, rules: Rules):
-        order = sorted((p for p in photos if not p.unplaced), key=lambda p: name_hash(p.file, rules.seed))
-        self.photos = order
+        self.photos = sorted((p for p in photos if not p.unplaced), key=lambda p: name_hash(p.file, rules.seed))
         self.rules = rules
-        self.obstacles = [np.array([b[:4] for b in p.boxes]).reshape(-1, 4) for p in order]
-        self.taken = [[] for _ in order]
+        self.obstacles = [edges_of(photo.boxes) for photo in self.photos]
+        self.taken = [[] for _ in self.photos]
         self.failed = []  # the smallest sizes that found no place; room only shrinks, so larger ones will not
         self.turn = 0
         # The widest and highest gap beside each image's largest box: a window fits past that box only if
         # one of them holds it. A quick test that spares most exact ones.
-        self.gaps = np.zeros((len(order), 4))
-        for i, (photo, boxes) in enumerate(zip(order, self.obstacles, strict=True)):
+        self.gaps = np.zeros((len(self.photos), 4))
+        for i, (photo, boxes) in enumerate(zip(self.photos, self.obstacles, strict=True)):
             beside, above = photo.width, photo.height
             if len(boxes):
                 x, y, w, h = boxes[np.argmax(boxes[:, 2] * boxes[:, 3])]
                 beside, above = max(x, photo.width - x - w), max(y, photo.height - y - h)
             self.gaps[i] = photo.width, photo.height, beside, above
-        self.full = np.zeros(len(order), bool)
+        self.full = np.zeros(len(self.photos), bool)
 
     def place(self, size, tries=300):
         """Place one window of `size` = (w, h) in the next image that has room for it.
@@ -194,7 +187,7 @@ class FreeSpace:
             # an earlier background may be overlapped at its rim: only its middle is an obstacle
             middles = [(x + OVERLAP * a, y + OVERLAP * b, a - 2 * OVERLAP * a, b - 2 * OVERLAP * b)
                        for x, y, a, b in self.taken[i]]
-            obstacles = np.concatenate([self.obstacles[i], np.reshape(middles, (-1, 4))])
+            obstacles = np.concatenate([self.obstacles[i], edges_of(middles)])
             rng = np.random.default_rng([name_hash(photo.file, self.rules.seed), len(middles)])
             position = free_position(photo.width, photo.height, w, h, obstacles, rng)
             if position is not None:
@@ -220,9 +213,9 @@ class FreeSpace:
 def find_backgrounds(photos, sizes, rules: Rules):
     """Windows for Y in `photos`, y_per_x for each of X's source window `sizes` [(w, h), ...].
 
-    Sizes are X's own, so that resampling leaves the same traces in both. The largest, hardest to place, go
-    first; where one fits nowhere a smaller one drawn from X replaces it. Returns {file: [window, ...]} and
-    Counter(wanted, exact, smaller, missing).
+    Sizes are X's own, so that resampling leaves the same traces in both. The largest, hardest to place, go first; where
+    one fits nowhere a smaller one drawn from X replaces it. Returns {file: [window, ...]} and Counter(wanted, exact,
+    smaller, missing).
     """
     space = FreeSpace(photos, rules)
     wanted = round(len(sizes) * rules.y_per_x)
@@ -248,75 +241,3 @@ def find_backgrounds(photos, sizes, rules: Rules):
 def name_hash(name: str, seed: int = 0) -> int:
     """A number below 2**63 that depends on nothing but its arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
-
-
-# --- cutting ---
-
-
-def open_photo(photo: Photo) -> Image.Image:
-    """Decode a source image to 8-bit RGB in the orientation that its boxes refer to.
-
-    Boxes of annotation files refer to the pixels as stored, as COCO's and torchvision's readers take them;
-    if the annotated size fits only the image turned by its EXIF orientation, that one is meant. Plain
-    photographs (`photo.upright`) are turned. ValueError when no orientation has the annotated size.
-    TIFFs are always turned, by Pillow, and turned back where the annotated size fits only then.
-    """
-    with Image.open(photo.path) as image:
-        size, back = (photo.width, photo.height), TURNED_BACK.get(image.getexif().get(0x0112))
-        load_tiff(image)
-        if image.format == "TIFF" and back is not None and not photo.upright and image.size == size[::-1] != size:
-            return to_rgb(image.transpose(back))
-        if photo.upright or photo.width and image.size != size:
-            image = ImageOps.exif_transpose(image)
-        if photo.width and image.size != size:
-            raise ValueError(f"{photo.path} has {image.size[0]} x {image.size[1]} pixels, "
-                             f"its annotation says {size[0]} x {size[1]}")
-        return to_rgb(image)
-
-
-def cut(image: Image.Image, window, size: int) -> Image.Image:
-    """Resample `window` of an RGB image to size x size in one antialiased bicubic step."""
-    return image.resize((size, size), Image.BICUBIC, box=clamp(window, image.size))
-
-
-def clamp(window, image_size):
-    """(left, top, right, bottom) of a window, rounding errors beyond the image's edges taken off."""
-    x0, y0, w, h = window
-    return max(x0, 0.0), max(y0, 0.0), min(x0 + w, float(image_size[0])), min(y0 + h, float(image_size[1]))
-
-
-def cut_mask(mask, photo: Photo, window, size: int):
-    """An object's mask for its crop and at source resolution, both uint8 with 255 = object, 128 = void.
-
-    mask: as packed in `masks`. Returns (size, size), thresholded at half coverage after antialiased
-    resampling, and the mask over the window's integer hull: rows floor(y0)..ceil(y0+h), columns
-    floor(x0)..ceil(x0+w). ValueError when the annotation does not fit the image.
-    """
-    left, top, right, bottom = clamp(window, (photo.width, photo.height))
-    hull = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    # resampling reads a little beyond the window
-    margin = math.ceil(max(window[2:]) / size) + 1
-    x0, y0 = max(hull[0] - margin, 0), max(hull[1] - margin, 0)
-    x1, y1 = min(hull[2] + margin, photo.width), min(hull[3] + margin, photo.height)
-    part = decode_mask(mask, photo.width, photo.height, (x0, y0, x1, y1))
-    box = (left - x0, top - y0, right - x0, bottom - y0)
-    crop = resize_mask(part, size, box)
-    return crop, part[hull[1] - y0:hull[3] - y0, hull[0] - x0:hull[2] - x0]
-
-
-def resize_mask(mask: np.ndarray, size: int, box) -> np.ndarray:
-    """Resample `box` of a mask (255 = object, 128 = void) to (size, size): void where at least half is void,
-    else object where at least half of the rest is."""
-    def coverage(where):
-        image = Image.fromarray(where.astype(np.uint8) * 255)
-        return np.asarray(image.resize((size, size), Image.BILINEAR, box=box)).astype(np.int32)
-
-    void = coverage(mask == 128) if (mask == 128).any() else 0
-    object_ = coverage(mask == 255)
-    return np.where(2 * void >= 255, 128, np.where(2 * object_ >= 255 - void, 255, 0)).astype(np.uint8)
-
-
-def box_in_crop(box: Box, window, size: int) -> list:
-    """The object's box [x, y, w, h] in pixels of its size x size crop."""
-    x0, y0, w, h = window
-    return [(box.x - x0) * size / w, (box.y - y0) * size / h, box.w * size / w, box.h * size / h]

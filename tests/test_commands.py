@@ -15,9 +15,8 @@ from test_prepare import SMALL, coco, files_of, index_of, run, source, write_sou
 
 import prepare
 from crops import annotations as sources
-from crops import detector
-from crops import index as dataroot
-from crops import rules as crops
+from crops import build, cutting, detector
+from images import UserError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -37,7 +36,7 @@ def test_folder_never_writes_over_its_own_pictures(tmp_path, capsys, inside):
         Image.new("L", (60, 40), 255).save(folder / "a.png")
         words += [option, folder]
     before = files_of(tmp_path)
-    with pytest.raises(ValueError, match="lies where --out .* would put the crops.* name another --out"):
+    with pytest.raises(UserError, match="lies where --out .* would put the crops.* name another --out"):
         run("folder", *words, "--out", tmp_path / "own", "--object_size", 16)
     assert files_of(tmp_path) == before
 
@@ -89,7 +88,7 @@ def test_folder_of_finished_crops(tmp_path):
     assert sum(len(p["objects"]) for p in parts) == 5 and sum(len(p["backgrounds"]) for p in parts) == 7
     for split, part in zip(("train", "test"), parts, strict=True):
         named = [c["source"] for kind in ("objects", "backgrounds") for c in part[kind].values()]
-        assert named and all(prepare.auto_split(name, 0.5) == split for name in named)
+        assert named and all(build.auto_split(name, 0.5) == split for name in named)
     crop = next(c for p in parts for c in p["objects"].values())
     assert crop["source_window"] == [10, 0, 40, 40]
     run(*words, "--out", tmp_path / "c")  # no box known: it is the crop, in the rule too
@@ -151,6 +150,9 @@ def test_voc_pets_and_cityscapes_commands(tmp_path):
     )
     (crop,) = index_of(tmp_path / "out")["objects"].values()
     assert crop["source_box"] == [60, 30, 40, 30] and index_of(tmp_path / "out")["counts"]["masks"] == 1
+    (rule,) = index_of(tmp_path / "out")["rules"]
+    assert (rule["command"], rule["images"]) == ("voc", str(tmp_path / "voc"))
+    assert rule["annotations"] == "Segmentation/train"  # a word, no path
     write_cityscapes(
         tmp_path / "city", [{"label": "car", "polygon": [[30, 20], [60, 20], [60, 40], [30, 40]]}]
     )
@@ -181,6 +183,7 @@ def test_voc_pets_and_cityscapes_commands(tmp_path):
     assert index["classes"]["bus"] == {"objects": 1} and index["rules"][2]["counts"]["dropped"] == {
         "score": 1
     }
+    assert [rule["annotations"] for rule in index["rules"][1:]] == ["gtFine", str(tmp_path / "d.jsonl")]
     run("check", tmp_path / "out", "--num_workers", 0)
 
 
@@ -264,7 +267,7 @@ def test_detector_weights_that_cannot_be_had(tmp_path, monkeypatch):
         (tmp_path / "none.pth", "no file"),
         (tmp_path / "w.pth", "does not hold the weights"),
     ):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises((UserError, FileNotFoundError), match=message) as error:
             detector.load_detector(weights, "cpu")
         assert "\n" not in str(error.value)
 
@@ -273,8 +276,8 @@ def test_downloads_that_fail_are_one_clear_line():
     def unreachable():
         raise OSError("<urlopen error no network>\nmore")
 
-    with pytest.raises(ValueError, match="voc2012 cannot be downloaded .*--root without --download") as error:
-        prepare.with_clear_errors("voc2012", unreachable)
+    with pytest.raises(UserError, match="voc2012 cannot be downloaded .*--root without --download") as error:
+        prepare.download("voc2012", unreachable)
     assert "\n" not in str(error.value)
 
 
@@ -384,7 +387,7 @@ def test_throughput_against_decoding_and_resizing_alone(tmp_path):
     for photo in photos:
         pieces = {
             k: [
-                crops.Piece(
+                cutting.Piece(
                     s, tuple(c["source_window"]), next((b for b in photo.boxes if b.id == c.get("id")), None)
                 )
                 for s, c in index[k].items()
@@ -393,10 +396,10 @@ def test_throughput_against_decoding_and_resizing_alone(tmp_path):
             for k in ("objects", "backgrounds")
         }
         if pieces["objects"] or pieces["backgrounds"]:
-            jobs.append(crops.Job(photo._replace(boxes=[]), pieces["objects"], pieces["backgrounds"]))
+            jobs.append(cutting.CutJob(photo._replace(boxes=[]), pieces["objects"], pieces["backgrounds"]))
             tasks.append((photo.path, [p.window for part in pieces.values() for p in part]))
     jobs = [
-        crops.Job(
+        cutting.CutJob(
             j.photo._replace(file=f"{r}/{j.photo.file}"),
             *([p._replace(stem=f"{r}{p.stem}") for p in part] for part in j[1:]),
         )
@@ -410,7 +413,7 @@ def test_throughput_against_decoding_and_resizing_alone(tmp_path):
             list(pool.map(decode_and_resize, tasks * 6, chunksize=16))
         least.append(time.perf_counter() - start)
         start = time.perf_counter()
-        dataroot.cut_jobs(jobs, str(trial), tmp_path / "b", 128, 2)
+        build.cut_jobs(jobs, str(trial), tmp_path / "b", 128, 2)
         ours.append(time.perf_counter() - start)
         shutil.rmtree(tmp_path / "b")
     ratio = np.median(least) / np.median(ours)

@@ -264,7 +264,7 @@ def test_demo_same_seed_same_files(dataroot, tmp_path):
     first, again, other = files(dataroot), files(tmp_path / "a"), files(tmp_path / "b")
     assert first == again and first.keys() == other.keys()
     assert all(first[k] != other[k] for k in first if k.endswith(".png"))
-    assert len(first) == 2 * 7 + 5 + 2 * 2 + 2 + 2
+    assert len(first) == 2 * 7 + 5 + 2 * 2 + 2 + 2 * 2
 
 
 @pytest.mark.parametrize("draw", [demo.draw, *drawn.SETS.values()])

@@ -1,6 +1,5 @@
 """`prepare.py coco` and `check` as users type them: from images and boxes to a folder of crops, and its faults."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,18 +14,18 @@ import pytest
 from PIL import Image
 
 import prepare
+from crops import build
 from crops import check as inspection
 from crops import index as dataroot
-from crops import rules as crops
+from crops.rules import Rules
+from images import UserError
+from running.options import make_parser
 
 SMALL = ["--crop_size", "32", "--object_size", "16", "--min_side", "8", "--num_workers", "0"]
 
 
 def run(*words):
-    parser = argparse.ArgumentParser(prog="prepare.py")
-    prepare.add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in words])
-    return args.run(args)
+    return prepare.run([str(word) for word in words])
 
 
 def index_of(root, split="train"):
@@ -176,13 +175,13 @@ def test_sources_are_appended_and_a_source_again_is_replaced(tmp_path):
         len(index["objects"]) == 12 and len(index["backgrounds"]) == 20 and index["counts"]["objects"] == 12
     )
     assert run("check", out, "--num_workers", 0) is None  # also: no file is left that is not listed
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(UserError, match="one size"):
         coco(second, out, "--crop_size", "64")
 
 
 def test_a_finished_source_is_not_cut_again(source, tmp_path, monkeypatch, capsys):
     coco(source, tmp_path / "out")
-    monkeypatch.setattr(dataroot, "cut_job", None)
+    monkeypatch.setattr(build, "cut_job", None)
     coco(source, tmp_path / "out")
     assert "complete already" in capsys.readouterr().out
 
@@ -216,7 +215,7 @@ def test_splits_by_name_stay_when_images_are_added(tmp_path):
     ]
     both = split_of[0].keys() & split_of[1].keys()
     assert len(both) > 20 and all(split_of[0][f] == split_of[1][f] for f in both)
-    share = np.mean([prepare.auto_split(f"{i}.jpg", 0.3) == "test" for i in range(4000)])
+    share = np.mean([build.auto_split(f"{i}.jpg", 0.3) == "test" for i in range(4000)])
     assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
 
 
@@ -279,7 +278,7 @@ def test_where_backgrounds_come_from(source, tmp_path, y_from):
 @pytest.mark.parametrize("damage", ["none", "cut", "gone", "journal"])
 def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkeypatch, damage, capsys):
     coco(source, tmp_path / "whole")
-    out, calls, cut_job = tmp_path / "out", [], dataroot.cut_job
+    out, calls, cut_job = tmp_path / "out", [], build.cut_job
 
     def failing(job, **more):
         if len(calls) == 3:
@@ -287,11 +286,11 @@ def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkey
         calls.append(job.photo.file)
         return cut_job(job, **more)
 
-    monkeypatch.setattr(dataroot, "cut_job", failing)
+    monkeypatch.setattr(build, "cut_job", failing)
     with pytest.raises(KeyboardInterrupt):
         coco(source, out)
     assert not (out / "train/crops.json").exists() and (out / "train" / dataroot.JOURNAL).exists()
-    with pytest.raises(ValueError, match="problems"):
+    with pytest.raises(UserError, match="problems"):
         run("check", out, "--num_workers", 0)
     assert "was interrupted, run the same command again" in capsys.readouterr().out
     victim = sorted((out / "train/backgrounds").iterdir())[0]
@@ -304,7 +303,7 @@ def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkey
             journal.write('{"file": "005.p')
     again = []
     monkeypatch.setattr(
-        dataroot, "cut_job", lambda job, **more: (again.append(job.photo.file), cut_job(job, **more))[1]
+        build, "cut_job", lambda job, **more: (again.append(job.photo.file), cut_job(job, **more))[1]
     )
     coco(source, out)
     assert files_of(out) == files_of(tmp_path / "whole") and not (out / "train" / dataroot.JOURNAL).exists()
@@ -313,7 +312,7 @@ def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkey
 
 
 def test_other_rules_after_an_interruption_leave_nothing_behind(source, tmp_path, monkeypatch):
-    out, cut_job, calls = tmp_path / "out", dataroot.cut_job, []
+    out, cut_job, calls = tmp_path / "out", build.cut_job, []
 
     def failing(job, **more):
         calls.append(job)
@@ -321,10 +320,10 @@ def test_other_rules_after_an_interruption_leave_nothing_behind(source, tmp_path
             raise KeyboardInterrupt
         return cut_job(job, **more)
 
-    monkeypatch.setattr(dataroot, "cut_job", failing)
+    monkeypatch.setattr(build, "cut_job", failing)
     with pytest.raises(KeyboardInterrupt):
         coco(source, out)
-    monkeypatch.setattr(dataroot, "cut_job", cut_job)
+    monkeypatch.setattr(build, "cut_job", cut_job)
     coco(source, out, "--classes", "orange", "--y_per_x", "0.5")
     assert len(files_of(out)) == 4 * 3 + 2
     assert run("check", out, "--num_workers", 0) is None
@@ -333,9 +332,7 @@ def test_other_rules_after_an_interruption_leave_nothing_behind(source, tmp_path
 def test_a_killed_process_leaves_a_run_that_continues(tmp_path):
     path = write_source(tmp_path / "images", 150)
     main = (
-        "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:2] = []\nimport argparse, prepare\n"
-        "parser = argparse.ArgumentParser(); prepare.add_commands(parser.add_subparsers())\n"
-        "args = parser.parse_args(); args.run(args)"
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:2] = []\nimport prepare; prepare.run(sys.argv[1:])"
     )
     words = ["coco", "--images", path.parent, "--annotations", path, "--out", tmp_path / "out", *SMALL]
     process = subprocess.Popen(
@@ -355,8 +352,8 @@ def test_a_killed_process_leaves_a_run_that_continues(tmp_path):
 
 def test_processes_end_with_a_killed_main_one():
     """They hold its standard output, which is at its end when the last of them is gone."""
-    main = ("import sys, time; sys.path.insert(0, sys.argv[1]); from crops import index as dataroot\n"
-            "results = dataroot.in_parallel(time.sleep, [0.001] * 500, 2, 1)\n"
+    main = ("import sys, time; sys.path.insert(0, sys.argv[1]); from crops import cutting\n"
+            "results = cutting.in_parallel(time.sleep, [0.001] * 500, 2, 1)\n"
             "print(next(results), flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", main, str(Path(prepare.__file__).parent)],
                                stdout=subprocess.PIPE, start_new_session=True)
@@ -370,11 +367,11 @@ def test_processes_end_with_a_killed_main_one():
 
 
 def test_a_process_that_dies_is_one_clear_line(source, tmp_path, monkeypatch):
-    cut_job = dataroot.cut_job
-    monkeypatch.setattr(dataroot, "cut_job", die)
+    cut_job = build.cut_job
+    monkeypatch.setattr(build, "cut_job", die)
     with pytest.raises(OSError, match="run the same command again"):
         coco(source, tmp_path / "out", "--num_workers", "2")
-    monkeypatch.setattr(dataroot, "cut_job", cut_job)
+    monkeypatch.setattr(build, "cut_job", cut_job)
     coco(source, tmp_path / "out")
     assert run("check", tmp_path / "out", "--num_workers", 0) is None
 
@@ -448,7 +445,7 @@ def test_hostile_boxes_never_give_a_wrong_crop(source, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_clear_line(source, tmp_path, words, message):
-    with pytest.raises((ValueError, OSError)) as error:
+    with pytest.raises((UserError, OSError)) as error:
         coco(source, tmp_path / "out", *words)
     assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -476,14 +473,14 @@ def test_a_damaged_index_is_one_clear_line(source, tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     for text in ("{", "[]", '{"format": 9}'):
         (tmp_path / "out/train/crops.json").write_text(text)
-        with pytest.raises(ValueError, match="prepare the data again"):
+        with pytest.raises(UserError, match="prepare the data again"):
             coco(source, tmp_path / "out")
 
 
 def test_presets_and_flags():
-    parser = argparse.ArgumentParser()
+    parser = make_parser("prepare.py", "")
     prepare.add_rule_options(parser)
-    assert prepare.rules_from(parser.parse_args([])) == crops.Rules()
+    assert prepare.rules_from(parser.parse_args([])) == Rules()
     dogs = prepare.rules_from(parser.parse_args(["--preset", "dogs"]))
     assert (dogs.object_size, dogs.crop_size, dogs.min_side, dogs.max_fraction, dogs.min_aspect) == (
         64,
@@ -545,7 +542,7 @@ def test_check_finds_each_fault(source, tmp_path, capsys, fault):
     elif fault == "outside":
         path = train / "backgrounds" / f"{y}.png"
         damage_index(out, lambda i: i["backgrounds"][y].update(source_window=[180, 0, 30, 30]))
-    with pytest.raises(ValueError, match="problems"):
+    with pytest.raises(UserError, match="problems"):
         run("check", out, "--num_workers", 0)
     assert str(path) in capsys.readouterr().out
 
