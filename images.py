@@ -190,13 +190,3 @@ def save_png(path, pixels: np.ndarray):
     1.8 times as large, and quicker to write and to read by far."""
     with written_whole(path) as file:
         Image.fromarray(pixels).save(file, "PNG", compress_level=int(pixels.ndim == 2))
-
-
-# --- what rooms still use until each has moved over ---
-
-
-def load_tiff(image: Image.Image):
-    """Decode a TIFF with an EXIF orientation: Pillow may give its size turned before, but turns it, and takes the
-    orientation away, only then. Other images are left as they are."""
-    if image.format == "TIFF" and image.getexif().get(0x0112, 1) != 1:
-        image.load()

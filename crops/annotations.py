@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from crops.coco_masks import pack_segmentation, read_labels
 from images import EXTENSIONS, UNREADABLE, UserError, list_images, stored_size
@@ -70,11 +71,11 @@ def read_coco(images, annotations, skips: Skips) -> list:
     Boxes refer to the pixels as stored: COCO's own tools ignore EXIF (`cutting.open_annotated` says what happens where
     sizes disagree).
     """
-    data = load_coco(annotations)
-    names = {item["id"]: item["name"] for item in entries(data, "categories", skips)
+    items, marks, categories = load_coco(annotations, skips)
+    names = {item["id"]: item["name"] for item in categories
              if isinstance(item.get("id"), (int, str)) and isinstance(item.get("name"), str)}
     photos, repeated, unplaced = {}, set(), set()
-    for index, item in enumerate(entries(data, "images", skips)):
+    for index, item in enumerate(items):
         key, name = item.get("id"), plain_file(item.get("file_name"), images)
         if not isinstance(key, (int, str)) or not name:
             skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(item.get('file_name'))}")
@@ -84,7 +85,7 @@ def read_coco(images, annotations, skips: Skips) -> list:
             photos[key, index] = photo
             repeated |= {key, (key, index)}
             skips.add("repeated_image_id", f"id {key!r} is that of {name} and of another image")
-    for index, item in enumerate(entries(data, "annotations", skips)):
+    for index, item in enumerate(marks):
         key = item.get("image_id")
         if not isinstance(key, (int, str)) or key not in photos:
             skips.add("unknown_image", f"annotation {item.get('id')!r} has image_id {shorten(key)}")
@@ -96,36 +97,30 @@ def read_coco(images, annotations, skips: Skips) -> list:
     return with_sizes(merge_photos(photo._replace(unplaced=key in unplaced) for key, photo in photos.items()), skips)
 
 
-def load_coco(path) -> dict:
-    """A COCO file as json reads it: lists of images, annotations and, maybe none, categories."""
+def load_coco(path, skips) -> list:
+    """The images, annotations and categories (maybe none) of a COCO file. What is no JSON object there is counted."""
     text = read_text(path)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): is the file complete?") from None
-    data = {"categories": [], **data} if isinstance(data, dict) else {}
+    data, parts = {"categories": [], **data} if isinstance(data, dict) else {}, []
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             raise UserError(f"{path} has no list of {key}: it must be a COCO instances file")
-    return data
-
-
-def entries(data, key, skips):
-    """The objects in the list data[key]; whatever else it holds is counted."""
-    for item in data[key]:
-        if isinstance(item, dict):
-            yield item
-        else:
+        parts.append([item for item in data[key] if isinstance(item, dict)])
+        for item in (item for item in data[key] if not isinstance(item, dict)):
             skips.add(f"bad_{key}_entry", f"{key} holds {shorten(item)}")
+    return parts
 
 
 def merge_photos(photos) -> list:
     """One Photo of each file with all its boxes: an image may be listed twice."""
     merged = {}
     for photo in photos:
-        earlier = merged.get(photo.file, photo._replace(boxes=[]))
-        merged[photo.file] = earlier._replace(boxes=earlier.boxes + photo.boxes,
-                                              unplaced=earlier.unplaced or photo.unplaced)
+        earlier = merged.setdefault(photo.file, photo._replace(boxes=[]))
+        earlier.boxes.extend(photo.boxes)
+        merged[photo.file] = earlier._replace(unplaced=earlier.unplaced or photo.unplaced)
     return list(merged.values())
 
 
@@ -157,21 +152,20 @@ def coco_box(item, number, names, skips):
 def read_voc(root, image_set, skips: Skips) -> list:
     """Pascal VOC: Annotations/*.xml, JPEGImages/, and SegmentationObject/*.png where present.
 
-    root: the folder that holds them (VOCdevkit/VOC2012). image_set: a list below ImageSets without .txt, e.g.
-    "Segmentation/train"; None = every XML file. VOC counts pixels from 1 and includes the last one: the box is
-    (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Object i of the XML has the value i in the mask; 255, the
-    border between objects, is void.
+    image_set: a list below ImageSets without .txt, e.g. "Segmentation/train"; None = every XML file. VOC counts pixels
+    from 1 and includes the last one: the box is (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Object i of the
+    XML has the value i in the mask; 255, the border between objects, is void.
     """
-    folder = Path(root, "Annotations")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: --root must hold it and JPEGImages, as VOCdevkit/VOC2012 does")
+    root = Path(root)
+    if not (root / "Annotations").is_dir():
+        raise FileNotFoundError(f"no folder {root}/Annotations: --root must hold it, as VOCdevkit/VOC2012 does")
     if image_set is None:
-        stems = sorted(path.stem for path in folder.glob("*.xml"))
+        stems = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
     else:
-        text = read_text(Path(root, "ImageSets", f"{image_set}.txt"),
+        text = read_text(root / "ImageSets" / f"{image_set}.txt",
                          "--image_set names a list below ImageSets, e.g. Segmentation/train")
         stems = [line.split()[0] for line in text.splitlines() if line.strip()]
-    photos = [voc_photo(Path(root), stem, skips) for stem in stems]
+    photos = [voc_photo(root, stem, skips) for stem in stems]
     return with_sizes(merge_photos(photo for photo in photos if photo is not None), skips)
 
 
@@ -184,20 +178,19 @@ def voc_photo(root, stem, skips):
         skips.add("bad_xml", f"{path}: {error}")
         return None
     file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
-    width, height = (to_float(tree.findtext(f"size/{side}")) for side in ("width", "height"))
-    masks = root / "SegmentationObject" / f"{stem}.png"
+    masks, boxes, unplaced = root / "SegmentationObject" / f"{stem}.png", [], False
     has_masks = masks.is_file()
-    boxes, unplaced = [], False
     for number, item in enumerate(tree.findall("object"), 1):
         x0, y0, x1, y1 = (to_float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
         rectangle = parse_box([x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1])
         if rectangle is None:
             skips.add("bad_box", f"object {number} of {path} spans {x0:g},{y0:g} to {x1:g},{y1:g}")
             unplaced = True
-            continue
-        mask = ("png", str(masks), number, 255) if has_masks else None
-        boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number, mask=mask))
-    return Photo(file, str(root / "JPEGImages" / file), *size_of(width, height), boxes, unplaced=unplaced)
+        else:
+            mask = ("png", str(masks), number, 255) if has_masks else None
+            boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number, mask=mask))
+    size = size_of(*(to_float(tree.findtext(f"size/{side}")) for side in ("width", "height")))
+    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
 
 
 def voc_file(root, stem, said) -> str:
@@ -254,13 +247,14 @@ def cityscapes_objects(path):
             raise ValueError(f"object {index} has no polygon")
         x0, y0 = points.min(axis=0).clip(0, (width - 1, height - 1)).tolist()
         x1, y1 = points.max(axis=0).clip(0, (width - 1, height - 1)).tolist()
-        mask, number = None, f"group{index}"
+        box = Box(x0, y0, x1 - x0 + 1, y1 - y0 + 1, name, f"group{index}", crowd=True)
         if label in CITYSCAPES_INSTANCES:
             # numbered as cityscapesScripts number the instances of the label image
             number = CITYSCAPES_INSTANCES[label] * 1000 + seen[label]
             seen[label] += 1
             mask = ("png", str(labels), number, None) if labels.is_file() else None
-        boxes.append(Box(x0, y0, x1 - x0 + 1, y1 - y0 + 1, name, number, label not in CITYSCAPES_INSTANCES, mask=mask))
+            box = box._replace(id=number, crowd=False, mask=mask)
+        boxes.append(box)
     return width, height, boxes
 
 
@@ -272,11 +266,9 @@ CSV_BOXES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("xmin", "ymin
 
 def read_csv(images, annotations, skips: Skips) -> list:
     """A CSV file, one box a line, with a header: file, and x,y,w,h or xmin,ymin,xmax,ymax (continuous pixel
-    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, above 127 = object,
-    128 = void) optional. A line with a file and an empty box says that an image has no object.
-
-    Boxes refer to the image as viewers show it, i.e. turned as its EXIF orientation says.
-    """
+    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, white = object, 128 =
+    void) optional. A line with a file and an empty box says that an image has no object. Boxes refer to the image as
+    viewers show it, i.e. turned as its EXIF orientation says."""
     reader = csv.DictReader(io.StringIO(read_text(annotations)), skipinitialspace=True)
     try:
         reader.fieldnames = header = [name.strip().lower() for name in reader.fieldnames or []]
@@ -293,14 +285,13 @@ def read_csv(images, annotations, skips: Skips) -> list:
         if not name:
             skips.add("bad_image_entry", f"line {number} names the file {shorten(row['file'])}")
             continue
-        boxes, values = photos[name], [row[column] or "" for column in columns]
-        if any(value.strip() for value in values):
-            box = csv_box(images, number, row, columns)
-            if box is None:
-                skips.add("bad_box", f"line {number} has the box {shorten(','.join(values))}")
-                unplaced.add(name)
-            else:
-                boxes.append(box)
+        boxes, values = photos[name], ",".join(row[column] or "" for column in columns)
+        box = csv_box(images, number, row, columns)
+        if box is not None:
+            boxes.append(box)
+        elif values.strip(", "):
+            skips.add("bad_box", f"line {number} has the box {shorten(values)}")
+            unplaced.add(name)
     return with_sizes([Photo(name, f"{images}/{name}", 0, 0, boxes, True, name in unplaced)
                        for name, boxes in photos.items()], skips)
 
@@ -311,12 +302,11 @@ def csv_box(images, number, row, columns):
     rectangle = parse_box([x, y, a, b] if columns[2][0] in "wh" else [x, y, a - x, b - y])
     if rectangle is None:
         return None
-    optional = ("class", "id", "crowd", "score", "mask")
-    label, key, crowd, score, mask = ((row.get(column) or "").strip() for column in optional)
+    label, key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("class", "id", "crowd", "score", "mask"))
     score = to_float(score or 1)
+    mask = ("mask", f"{images}/{plain_file(mask, images) or mask}") if mask else None
     return Box(*rectangle, label or "object", key or number, crowd.lower() not in ("", "0", "false"),
-               score if is_number(score) else 0.0,
-               ("mask", f"{images}/{plain_file(mask, images) or mask}") if mask else None)
+               score if is_number(score) else 0.0, mask)
 
 
 # --- Oxford-IIIT Pet ---
@@ -328,28 +318,25 @@ def read_pets(root, image_set, skips: Skips) -> list:
     The box is the extent of the trimap's pet and border (its XML boxes hold only heads); the mask is the pet, the
     border void. image_set: "trainval" or "test".
     """
-    text = read_text(Path(root, "annotations", f"{image_set}.txt"),
-                     "--root must hold images and annotations of Oxford-IIIT Pet")
+    text = read_text(Path(root, "annotations", f"{image_set}.txt"), "--root must hold annotations and images")
     photos = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) < 3 or line.startswith("#"):
+    for words in (line.split() for line in text.splitlines() if not line.startswith("#")):
+        if len(words) < 3:
             continue
-        trimap = Path(root, "annotations", "trimaps", f"{words[0]}.png")
+        trimap, file = Path(root, "annotations", "trimaps", f"{words[0]}.png"), f"{words[0]}.jpg"
         try:
             labels = read_labels(str(trimap))
         except UNREADABLE as error:
             skips.add("bad_mask", f"{trimap}: {error}")
             continue
-        rows, columns = (np.flatnonzero((labels != 2).any(axis=axis)) for axis in (1, 0))
-        if rows.size == 0:
+        extent = Image.fromarray(labels != 2).getbbox()
+        if extent is None:
             skips.add("bad_box", f"{trimap} has no pet")
             continue
-        x, y = int(columns[0]), int(rows[0])
-        w, h = int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
-        box = Box(x, y, w, h, {"1": "cat", "2": "dog"}.get(words[2], ""), 1, mask=("png", str(trimap), 1, 3))
-        file = f"{words[0]}.jpg"
-        photos.append(Photo(file, str(Path(root, "images", file)), labels.shape[1], labels.shape[0], [box]))
+        x, y, right, bottom = extent
+        species, mask = {"1": "cat", "2": "dog"}.get(words[2], ""), ("png", str(trimap), 1, 3)
+        box = Box(x, y, right - x, bottom - y, species, 1, mask=mask)
+        photos.append(Photo(file, str(Path(root, "images", file)), *labels.shape[::-1], [box]))
     return photos
 
 
@@ -357,7 +344,7 @@ def read_pets(root, image_set, skips: Skips) -> list:
 
 
 def photo_files(folder, without=()) -> list:
-    """`images.list_images` of a folder and those in it. UserError when there is none."""
+    """Image files of a folder and of those in it but for `without`, see `list_images`. UserError when there is none."""
     names = list_images(folder, below=True, without=without)
     if not names:
         raise UserError(f"no image in {folder}: expected files that end in {', '.join(EXTENSIONS)}")
@@ -365,8 +352,7 @@ def photo_files(folder, without=()) -> list:
 
 
 def read_folder(folder, skips: Skips, prefix="", without=()) -> list:
-    """Every photograph below a folder, turned upright, without boxes. prefix: put before the names. without: see
-    `list_images`."""
+    """`photo_files` as Photos, upright and without boxes. prefix: put before their names."""
     photos = [Photo(prefix + name, f"{folder}/{name}", 0, 0, [], True) for name in photo_files(folder, without)]
     return with_sizes(photos, skips)
 
@@ -385,18 +371,15 @@ def read_detections(images, annotations, skips: Skips) -> list:
             photo = Photo(item["file"], f"{images}/{item['file']}", *size, boxes, True)
             if not is_inside(photo.file) or any(parse_box(box[:4]) is None for box in boxes):
                 raise ValueError("unusable file name or box")
-            photos = here if item.get("folder") == os.path.abspath(images) else elsewhere
-            photos[photo.file] = photo
+            (here if item.get("folder") == os.path.abspath(images) else elsewhere)[photo.file] = photo
         except MISSHAPEN as error:
             skips.add("bad_line", f"line {number} of {annotations}: {error!r}")
     return list((here or elsewhere).values())
 
 
 def with_sizes(photos, skips: Skips) -> list:
-    """Read the sizes that annotations do not give from the files; unreadable ones are counted and left out.
-
-    Files that do not exist stay: that they are missing is noticed, and counted, before cutting.
-    """
+    """Read the sizes that annotations do not give from the files; unreadable ones are counted and left out. Files that
+    are not there stay: `build` counts them."""
     known = []
     for photo in photos:
         if photo.width == 0 and os.path.isfile(photo.path):

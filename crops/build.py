@@ -14,7 +14,7 @@ from crops import index as dataroot
 from crops.annotations import Box, Skips, read_folder
 from crops.check import make_sheet, near_duplicates
 from crops.cutting import CutJob, Piece, cut_job, in_parallel
-from crops.index import SPLITS, describe_background, describe_object, make_stem, read_index
+from crops.index import SPLITS, describe_piece, make_stem, read_index
 from crops.rules import DROPS, Rules, find_backgrounds, find_objects, name_hash
 from images import UserError
 
@@ -247,21 +247,19 @@ class SplitBuild:
     def list_crops(self, jobs, lines) -> dict:
         """Enter all crops that were cut into the index; returns their counts, and counts what failed."""
         counts, skips = {"objects": 0, "masks": 0, "backgrounds": 0}, self.source.skips
-        objects, backgrounds = self.index["objects"], self.index["backgrounds"]
         for (photo, *pieces), line in zip(jobs, lines, strict=True):
             if "problem" in line:
                 skips.add(line["problem"], line["example"])
                 continue
-            for piece in pieces[0]:
-                objects[piece.stem] = describe_object(piece, photo, self.rules.crop_size, self.number)
-            for piece in pieces[1]:
-                backgrounds[piece.stem] = describe_background(piece, photo, self.number)
-            faults = [state for state in line["masks"].values() if state != "ok"]
-            for fault in faults:
-                skips.add("bad_mask", fault)
-            counts["objects"] += len(pieces[0])
-            counts["backgrounds"] += len(pieces[1])
-            counts["masks"] += len(line["masks"]) - len(faults)
+            for kind, part in zip(("objects", "backgrounds"), pieces, strict=True):
+                counts[kind] += len(part)
+                for piece in part:
+                    self.index[kind][piece.stem] = describe_piece(piece, photo, self.rules.crop_size, self.number)
+            for state in line["masks"].values():
+                if state == "ok":
+                    counts["masks"] += 1
+                else:
+                    skips.add("bad_mask", state)
             self.index["images"].append({"file": photo.file, "path": os.path.abspath(photo.path), "origin": self.number,
                                          "hash": line["hash"], "boxes": photo.boxes, "upright": photo.upright})
         return counts

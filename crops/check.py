@@ -86,10 +86,8 @@ def check_split(dataroot, split: str, num_workers: int):
 
 
 def check_crop(task, folder: str, size: int, core: int):
-    """Decode the files of one crop. task: (stem, its entry if an object, None if a background).
-
-    Returns (faults as texts, (sharpness, brightness) of the surroundings or None).
-    """
+    """Decode the files of one crop. task: (stem, its entry if an object, None if a background). Returns (faults as
+    texts, (sharpness, brightness) of the surroundings or None)."""
     (stem, entry), folder = task, Path(folder)
     path = folder / ("backgrounds" if entry is None else "objects") / f"{stem}.png"
     pixels, faults = decode(path, "RGB", (size, size))
@@ -196,8 +194,9 @@ def compare(index, x, y) -> list:
                                   ("window size", ", source px", sides)):
         chance = separability(a, b)
         telling = not ALIKE[0] <= chance <= ALIKE[1]
-        found.append((feature, telling, f"  {feature + unit:22} X median {np.median(a):7.1f}   Y median "
-                      f"{np.median(b):7.1f}   P(X > Y) {chance:.2f}" + telling * "  <- a discriminator can tell them apart by this"))
+        line = (f"  {feature + unit:22} X median {np.median(a):7.1f}   Y median {np.median(b):7.1f}   "
+                f"P(X > Y) {chance:.2f}" + telling * "  <- a discriminator can tell them apart by this")
+        found.append((feature, telling, line))
     return found
 
 
@@ -250,35 +249,33 @@ def make_sheet(dataroot, split: str, objects=24, backgrounds=20) -> Path:
     for crop in index["backgrounds"].values():
         windows[crop["origin"], crop["source"]].append(crop["source_window"])
     images = {(image["origin"], image["file"]): image for image in index["images"]}
-    side, step, columns, per_row, legend = 128, 132, 3, 10, 16
-    rows = math.ceil(len(shown_x) / columns)
-    sheet = Image.new("RGB", (columns * 440, legend + max(rows + math.ceil(len(shown_y) / per_row), 1) * step))
-    draw_legend(ImageDraw.Draw(sheet))
+    side, step, legend = 128, 132, 16
+    top_y = legend + math.ceil(len(shown_x) / 3) * step  # three objects a row, ten backgrounds
+    sheet = Image.new("RGB", (10 * step, max(top_y + math.ceil(len(shown_y) / 10) * step, legend + step)))
+    left = 4
+    for meaning, colour in COLOURS.items():
+        ImageDraw.Draw(sheet).text((left, 2), meaning, fill=colour)
+        left += ImageDraw.Draw(sheet).textlength(meaning) + 16
     for number, stem in enumerate(shown_x):
-        left, top = number % columns * 440, legend + number // columns * step
+        place = number % 3 * 440, legend + number // 3 * step
         crop = index["objects"][stem]
         key = (crop["origin"], crop["source"])
-        sheet.paste(draw_source(images.get(key), crop, windows[key], (168, side)), (left, top))
-        for offset, kind in ((172, "objects"), (304, "masks")):
-            path = folder / kind / f"{stem}.png"
-            if path.exists():
-                with Image.open(path) as image:
-                    sheet.paste(image.convert("RGB").resize((side, side)), (left + offset, top))
+        sheet.paste(draw_source(images.get(key), crop, windows[key], (168, side)), place)
+        paste_crop(sheet, folder / "objects" / f"{stem}.png", side, (place[0] + 172, place[1]))
+        paste_crop(sheet, folder / "masks" / f"{stem}.png", side, (place[0] + 304, place[1]))
     for number, stem in enumerate(shown_y):
-        with Image.open(folder / "backgrounds" / f"{stem}.png") as image:
-            place = (number % per_row * step, legend + (rows + number // per_row) * step)
-            sheet.paste(image.resize((side, side)), place)
+        place = number % 10 * step, top_y + number // 10 * step
+        paste_crop(sheet, folder / "backgrounds" / f"{stem}.png", side, place)
     with written_whole(folder / "sheet.jpg") as file:
         sheet.save(file, "JPEG", quality=90)
     return folder / "sheet.jpg"
 
 
-def draw_legend(draw):
-    """One line at the top: what the colours on the sources mean."""
-    left = 4
-    for meaning, colour in COLOURS.items():
-        draw.text((left, 2), meaning, fill=colour)
-        left += draw.textlength(meaning) + 16
+def paste_crop(sheet, path, side, place):
+    """Put the image at `path`, if there is one, on the sheet."""
+    if path.exists():
+        with Image.open(path) as image:
+            sheet.paste(image.convert("RGB").resize((side, side)), place)
 
 
 def draw_source(image_entry, crop, windows, size) -> Image.Image:
@@ -291,7 +288,8 @@ def draw_source(image_entry, crop, windows, size) -> Image.Image:
     thumbnail.thumbnail(size)
     draw, scale = ImageDraw.Draw(thumbnail), thumbnail.width / width
     own, its_crop, others, backgrounds = COLOURS.values()
-    colours = [(box, others) for box in image_entry["boxes"]] + [(window, backgrounds) for window in windows]
-    for (x, y, w, h), colour in [*colours, (crop["source_window"], its_crop), (crop["source_box"], own)]:
-        draw.rectangle([x * scale, y * scale, (x + w) * scale, (y + h) * scale], outline=colour)
+    for colour, boxes in ((others, image_entry["boxes"]), (backgrounds, windows), (its_crop, [crop["source_window"]]),
+                          (own, [crop["source_box"]])):
+        for x, y, w, h in boxes:
+            draw.rectangle([x * scale, y * scale, (x + w) * scale, (y + h) * scale], outline=colour)
     return thumbnail

@@ -28,7 +28,7 @@ def read_index(dataroot, split: str) -> dict:
     """crops.json of a split, with "images" from sources.json; an empty index where there is none.
 
     "rules": of each source, what it is, its `Rules`, the plan that was cut and counts. "objects", "backgrounds": {stem:
-    see `describe_object`}. "images": {"file", "path", "origin" (index into "rules"), "hash" (see `difference_hash`),
+    see `describe_piece`}. "images": {"file", "path", "origin" (index into "rules"), "hash" (see `difference_hash`),
     "boxes": [[x, y, w, h] of every object], "upright": whether boxes refer to it turned as its EXIF orientation says}.
     UserError when a file is not of this form.
     """
@@ -75,17 +75,15 @@ def add_counts(counts) -> dict:
     return total
 
 
-def describe_object(piece, photo, size: int, origin: int) -> dict:
-    """The entry of an object in crops.json."""
-    box = piece.box
-    return {**describe_background(piece, photo, origin), "source_box": [box.x, box.y, box.w, box.h],
-            "box": box_in_crop(box, piece.window, size), "class": box.name, "id": box.id}
-
-
-def describe_background(piece, photo, origin: int) -> dict:
-    """The entry of a background in crops.json; origin: index into its "rules"."""
-    return {"source": photo.file, "source_size": [photo.width, photo.height],
-            "source_window": list(piece.window), "origin": origin}
+def describe_piece(piece, photo, size: int, origin: int) -> dict:
+    """The entry of a crop in crops.json; an object has its box and class too. origin: index into "rules"."""
+    entry = {"source": photo.file, "source_size": [photo.width, photo.height], "source_window": list(piece.window),
+             "origin": origin}
+    if piece.box is None:
+        return entry
+    x, y, w, h, name, key, *_ = piece.box
+    return {**entry, "source_box": [x, y, w, h], "box": box_in_crop(piece.box, piece.window, size), "class": name,
+            "id": key}
 
 
 # --- files ---
@@ -168,13 +166,12 @@ def is_cut(folder: Path, job: CutJob, line: dict) -> bool:
         return False  # the image may have been supplied, the mask corrected since
     places = [("objects", p.stem) for p in job.objects] + [("backgrounds", p.stem) for p in job.backgrounds]
     places += [(kind, stem) for stem in line["masks"] for kind in ("masks", "masks_source")]
-    return all(ends_whole(folder / kind / f"{stem}.png") for kind, stem in places)
-
-
-def ends_whole(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            file.seek(-8, os.SEEK_END)
-            return file.read(4) == b"IEND"
+        for kind, stem in places:
+            with open(folder / kind / f"{stem}.png", "rb") as file:
+                file.seek(-8, os.SEEK_END)
+                if file.read(4) != b"IEND":
+                    return False
     except OSError:
         return False
+    return True
