@@ -5,6 +5,7 @@ Boxes are (x, y, w, h) in source pixels; pixel (i, j) covers [i, i+1) x [j, j+1)
 `Skips`, never guessed at. A file that holds none is a UserError, one that is not there a FileNotFoundError.
 """
 import csv
+import gc
 import io
 import json
 import os
@@ -100,10 +101,14 @@ def read_coco(images, annotations, skips: Skips) -> list:
 def load_coco(path, skips) -> list:
     """The images, annotations and categories (maybe none) of a COCO file. What is no JSON object there is counted."""
     text = read_text(path)
+    gc.disable()  # nothing in it is cyclic, and the collector would go through millions of lists again and again
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): is the file complete?") from None
+    finally:
+        gc.freeze()
+        gc.enable()
     data, parts = {"categories": [], **data} if isinstance(data, dict) else {}, []
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
