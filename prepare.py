@@ -44,7 +44,7 @@ def parse_args(argv):
                      "warp: the image becomes a square; keep: the largest square in its middle is taken")
 
     demo = add_command(commands, "demo", "make the procedural demo set")
-    demo.set_defaults(run=run_demo)
+    demo.set_defaults(run=lambda args: make_demo(args.out, args.seed))
     demo.add_argument("--out", required=True, metavar="DATAROOT", help="folder to write")
     demo.add_argument("--seed", type=whole(), default=0, metavar="N", help="of the images")
 
@@ -259,10 +259,6 @@ def run_folder(args):
              for name in (sources.photo_files(args.masks, own) if args.masks else [])}
     source = Source("folder", args.objects, os.path.abspath(args.backgrounds), objects, skips)
     build_finished(source, backgrounds, masks, args.name, rules, output_from(args))
-
-
-def run_demo(args):
-    make_demo(args.out, args.seed)
 
 
 def run_check(args):

@@ -67,16 +67,13 @@ class Skips:
 
 
 def read_coco(images, annotations, skips: Skips) -> list:
-    """COCO instances: photographs of the folder `images`, boxes and masks of the JSON file `annotations`.
-
-    Boxes refer to the pixels as stored: COCO's own tools ignore EXIF (`cutting.open_annotated` says what happens where
-    sizes disagree).
-    """
-    items, marks, categories = load_coco(annotations, skips)
+    """COCO instances: photographs of the folder `images`, boxes and masks of the JSON file `annotations`. Boxes refer
+    to the pixels as stored, since COCO's own tools ignore EXIF (but see `cutting.open_annotated`)."""
+    entries, marks, categories = load_coco(annotations, skips)
     names = {item["id"]: item["name"] for item in categories
              if isinstance(item.get("id"), (int, str)) and isinstance(item.get("name"), str)}
     photos, repeated, unplaced = {}, set(), set()
-    for index, item in enumerate(items):
+    for index, item in enumerate(entries):
         key, name = item.get("id"), plain_file(item.get("file_name"), images)
         if not isinstance(key, (int, str)) or not name:
             skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(item.get('file_name'))}")
@@ -155,12 +152,9 @@ def coco_box(item, number, names, skips):
 
 
 def read_voc(root, image_set, skips: Skips) -> list:
-    """Pascal VOC: Annotations/*.xml, JPEGImages/, and SegmentationObject/*.png where present.
-
-    image_set: a list below ImageSets without .txt, e.g. "Segmentation/train"; None = every XML file. VOC counts pixels
-    from 1 and includes the last one: the box is (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Object i of the
-    XML has the value i in the mask; 255, the border between objects, is void.
-    """
+    """Pascal VOC: Annotations/*.xml, JPEGImages/, and SegmentationObject/*.png where present. image_set: a list below
+    ImageSets without .txt, e.g. "Segmentation/train"; None = every XML file. VOC counts pixels from 1 and includes the
+    last one. Object i of the XML has the value i in the mask; 255, the border between objects, is void."""
     root = Path(root)
     if not (root / "Annotations").is_dir():
         raise FileNotFoundError(f"no folder {root}/Annotations: --root must hold it, as VOCdevkit/VOC2012 does")
@@ -200,13 +194,14 @@ def voc_photo(root, stem, skips):
 
 def voc_file(root, stem, said) -> str:
     """The image of Annotations/STEM.xml: the one that it says, unless that is another's, as in renamed copies."""
+    said, folder = plain_file(said, root / "JPEGImages"), root / "JPEGImages"
     path = PurePosixPath(said)
     if path.stem != stem:
         for end in (path.suffix, ".jpg", *EXTENSIONS):
-            if (root / "JPEGImages" / f"{stem}{end}").is_file():
+            if (folder / f"{stem}{end}").is_file():
                 return f"{stem}{end}"
     is_others = path.stem != stem and (root / "Annotations" / f"{path.stem}.xml").is_file()
-    return said if is_inside(said) and not is_others and (root / "JPEGImages" / said).is_file() else f"{stem}.jpg"
+    return said if said and not is_others and (folder / said).is_file() else f"{stem}.jpg"
 
 
 # --- Cityscapes ---
@@ -216,16 +211,11 @@ CITYSCAPES_INSTANCES = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus"
 
 
 def read_cityscapes(root, image_set, skips: Skips) -> list:
-    """Cityscapes: gtFine polygons and instance ids over leftImg8bit.
-
-    image_set: "train" or "val" (the test set's annotations are blank, its images are not). Only classes with instances
-    are objects; groups and the own car keep crops away.
-    """
-    folder = Path(root, "gtFine", image_set)
-    files = sorted(folder.glob("*/*_gtFine_polygons.json"))
+    """Cityscapes: gtFine polygons and instance ids over leftImg8bit. image_set: "train" or "val" (the annotations of
+    "test" are blank). Only classes with instances are objects; groups and the own car keep crops away."""
+    files = sorted(Path(root, "gtFine", image_set).glob("*/*_gtFine_polygons.json"))
     if not files:
-        raise FileNotFoundError(f"no *_gtFine_polygons.json in the cities of {folder}: --root must hold gtFine and "
-                                "leftImg8bit")
+        raise FileNotFoundError(f"no cities with *_gtFine_polygons.json in {root}/gtFine/{image_set}: see --root")
     photos = []
     for path in files:
         file = f"{path.parent.name}/{path.name.removesuffix('_gtFine_polygons.json')}_leftImg8bit.png"
@@ -239,9 +229,8 @@ def read_cityscapes(root, image_set, skips: Skips) -> list:
 def cityscapes_objects(path):
     """(width, height, boxes) of one gtFine polygon file."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    width, height = int(data["imgWidth"]), int(data["imgHeight"])
+    width, height, seen, boxes = int(data["imgWidth"]), int(data["imgHeight"]), Counter(), []
     labels = path.with_name(path.name.replace("_polygons.json", "_instanceIds.png"))
-    seen, boxes = Counter(), []
     for index, item in enumerate(data["objects"]):
         label = item["label"]
         name = label.removesuffix("group")
@@ -318,11 +307,8 @@ def csv_box(images, number, row, columns):
 
 
 def read_pets(root, image_set, skips: Skips) -> list:
-    """Oxford-IIIT Pet (root: the folder with images/ and annotations/): class cat or dog, one a photograph.
-
-    The box is the extent of the trimap's pet and border (its XML boxes hold only heads); the mask is the pet, the
-    border void. image_set: "trainval" or "test".
-    """
+    """Oxford-IIIT Pet (root: the folder with images/ and annotations/): a cat or a dog in each photograph. The box is
+    the extent of the trimap's pet and border (the XML boxes hold only heads), the mask the pet, the border void."""
     text = read_text(Path(root, "annotations", f"{image_set}.txt"), "--root must hold annotations and images")
     photos = []
     for words in (line.split() for line in text.splitlines() if not line.startswith("#")):
@@ -372,11 +358,11 @@ def read_detections(images, annotations, skips: Skips) -> list:
             item = json.loads(line)
             boxes = [Box(*map(float, box[:4]), str(box[4]), index, score=float(box[5]))
                      for index, box in enumerate(item["boxes"])]
-            size = int(item["width"]), int(item["height"])
-            photo = Photo(item["file"], f"{images}/{item['file']}", *size, boxes, True)
-            if not is_inside(photo.file) or any(parse_box(box[:4]) is None for box in boxes):
+            file = plain_file(item["file"], images)
+            if not file or any(parse_box(box[:4]) is None for box in boxes):
                 raise ValueError("unusable file name or box")
-            (here if item.get("folder") == os.path.abspath(images) else elsewhere)[photo.file] = photo
+            photo = Photo(file, f"{images}/{file}", int(item["width"]), int(item["height"]), boxes, True)
+            (here if item.get("folder") == os.path.abspath(images) else elsewhere)[file] = photo
         except MISSHAPEN as error:
             skips.add("bad_line", f"line {number} of {annotations}: {error!r}")
     return list((here or elsewhere).values())
@@ -422,18 +408,15 @@ def size_of(width, height) -> tuple:
     return (int(width), int(height)) if usable else (0, 0)
 
 
-def is_inside(name: str) -> bool:
-    """True for a relative file name that stays in its folder."""
-    path = PurePosixPath(name)
-    return bool(name) and not set(name) & {"\\", "\0"} and not path.is_absolute() and ".." not in path.parts
-
-
 def plain_file(name, folder) -> str:
-    """The one way to write a file name of `folder`, "" if it is none: "./a.png" is "a.png", and "\\" is "/" where the
-    file is found so."""
-    if isinstance(name, str) and "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
+    """The one way to write the name of a file in `folder` or below, "" if it is none: "./a.png" is "a.png", and "\\" is
+    "/" where the file is found so."""
+    if not isinstance(name, str):
+        return ""
+    if "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
         name = name.replace("\\", "/")
-    return posixpath.normpath(name) if isinstance(name, str) and is_inside(name) else ""
+    leads_elsewhere = name.startswith("/") or ".." in name.split("/") or set(name) & {"\\", "\0"}
+    return "" if leads_elsewhere or not name else posixpath.normpath(name)
 
 
 def parse_box(values):

@@ -95,19 +95,17 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
     if photo.unplaced:
         dropped["unplaced"] += len(photo.boxes)
         return []
-    found, edges = [], None
+    found, edges = [], edges_of(photo.boxes)
     for index, box in enumerate(photo.boxes):
-        rule = first_failing(box, photo, rules)
+        rule, window = first_failing(box, photo, rules), object_window(box, rules)
         if rule is None:
-            window = object_window(box, rules)
-            edges = edges_of(photo.boxes) if edges is None else edges
             touched = overlaps(window, edges)
             touched[index] = False
-            if not touched.any():
-                found.append((box, window))
-                continue
-            rule = "neighbours"
-        dropped[rule] += 1
+            rule = "neighbours" if touched.any() else None
+        if rule is None:
+            found.append((box, window))
+        else:
+            dropped[rule] += 1
     return found
 
 
