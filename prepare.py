@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from crops import annotations as sources
-from crops import datasets, detector
+from crops import detector
 from crops.build import Output, Source, build, build_finished
 from crops.check import check_crops, verdict
 from crops.demo import make_demo
@@ -44,7 +44,7 @@ def parse_args(argv):
                      "warp: the image becomes a square; keep: the largest square in its middle is taken")
 
     demo = add_command(commands, "demo", "make the procedural demo set")
-    demo.set_defaults(run=run_demo)
+    demo.set_defaults(run=lambda args: make_demo(args.out, args.seed))
     demo.add_argument("--out", required=True, metavar="DATAROOT", help="folder to write")
     demo.add_argument("--seed", type=whole(), default=0, metavar="N", help="of the images")
 
@@ -196,7 +196,7 @@ def from_voc(args, skips):
         year = args.download.removeprefix("voc")
         download(args.download, partial(VOCDetection, root, year=year, image_set="trainval", download=True))
         root = f"{root}/{'TrainVal/' if year == '2011' else ''}VOCdevkit/VOC{year}"
-    return root, args.image_set or "all", datasets.read_voc(root, args.image_set, skips)
+    return root, args.image_set or "all", sources.read_voc(root, args.image_set, skips)
 
 
 def from_pets(args, skips):
@@ -206,7 +206,7 @@ def from_pets(args, skips):
 
         download(args.download, partial(OxfordIIITPet, root, target_types="segmentation", download=True))
         root = f"{root}/oxford-iiit-pet"
-    return root, args.image_set, datasets.read_pets(root, args.image_set, skips)
+    return root, args.image_set, sources.read_pets(root, args.image_set, skips)
 
 
 def download(name, fetch):
@@ -222,7 +222,7 @@ def download(name, fetch):
 def from_cityscapes(args, skips):
     if not args.detections:
         return (f"{args.root}/leftImg8bit/{args.image_set}", "gtFine",
-                datasets.read_cityscapes(args.root, args.image_set, skips))
+                sources.read_cityscapes(args.root, args.image_set, skips))
     images = f"{args.root}/leftImg8bit_sequence/{args.image_set}"
     read = sources.read_detections if args.detections.endswith(".jsonl") else sources.read_coco
     return images, os.path.abspath(args.detections), read(images, args.detections, skips)
@@ -259,10 +259,6 @@ def run_folder(args):
              for name in (sources.photo_files(args.masks, own) if args.masks else [])}
     source = Source("folder", args.objects, os.path.abspath(args.backgrounds), objects, skips)
     build_finished(source, backgrounds, masks, args.name, rules, output_from(args))
-
-
-def run_demo(args):
-    make_demo(args.out, args.seed)
 
 
 def run_check(args):

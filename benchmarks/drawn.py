@@ -3,7 +3,7 @@
     python -m benchmarks.drawn planes datasets/planes
     python -m benchmarks.drawn horses datasets/horses
 
-Planes in the sky: smooth backgrounds, objects of a fifth of the picture. Horses on meadows: fine texture behind plain
+Planes in the sky: smooth backgrounds, objects of a fifth of the image. Horses on meadows: fine texture behind plain
 objects with thin legs. Layout and sizes are those of the demo set.
 """
 import colorsys

@@ -24,7 +24,7 @@ from PIL import Image
 import data
 import prepare
 import test as entry
-from crops import demo
+from crops import build, demo
 from running.checkpoint import save_checkpoint
 from seigan import SEIGAN
 
@@ -73,16 +73,16 @@ def decode_in_processes(paths, how, count):
 def time_command(options, folder, count):
     """Run `prepare.py coco` into `folder`. Returns (seconds in all, seconds of its photograph phase, the jobs)."""
     phase = []
-    cut_jobs = prepare.cut_jobs
+    cut_jobs = build.cut_jobs
 
     def timed(jobs, *rest):
         lines = []
         phase.append((seconds(lambda: lines.extend(cut_jobs(jobs, *rest))), jobs))
         return lines
 
-    prepare.cut_jobs = timed
-    whole = seconds(lambda: data.main(["coco", *options, "--out", folder, "--num_workers", str(count)]))
-    prepare.cut_jobs = cut_jobs
+    build.cut_jobs = timed
+    whole = seconds(lambda: prepare.main(["coco", *options, "--out", folder, "--num_workers", str(count)]))
+    build.cut_jobs = cut_jobs
     return whole, *phase[0]
 
 
@@ -99,7 +99,7 @@ def bench_crops(args, options):
                     for how in (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)}
             whole, phase, _ = time_command(options, f"{folder}/{i}", args.processes)
             turns.append(turn | {"prepare.py coco: photographs": phase, "prepare.py coco: all but start-up": whole,
-                                 "start-up (imports)": start_up("data, demo, prepare")})
+                                 "start-up (imports)": start_up("prepare")})
     crops = sum(len(job.objects) + len(job.backgrounds) for job in jobs)
     print(f"{len(paths)} photographs, {crops} crops, {args.processes} processes, {args.repeats} turns")
     table(turns, "decode and resize, bicubic")
@@ -175,7 +175,7 @@ def main():
     crops.set_defaults(run=bench_crops)
     test = commands.add_parser("test", help="python test.py against the networks alone")
     test.add_argument("--crops", type=int, default=1000, help="test crops")
-    test.add_argument("--size", type=int, default=64, help="px, side of the model's pictures")
+    test.add_argument("--size", type=int, default=64, help="px, side of the model's images")
     test.add_argument("--ngf", type=int, default=16, help="channels of the generators")
     test.add_argument("--seg_blocks", type=int, default=4, help="residual blocks of G_seg")
     test.add_argument("--batch_size", type=int, default=16, help="images at a time")

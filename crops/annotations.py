@@ -5,15 +5,20 @@ Boxes are (x, y, w, h) in source pixels; pixel (i, j) covers [i, i+1) x [j, j+1)
 `Skips`, never guessed at. A file that holds none is a UserError, one that is not there a FileNotFoundError.
 """
 import csv
+import gc
 import io
 import json
 import os
 import posixpath
+import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from crops.coco_masks import pack_segmentation
+import numpy as np
+from PIL import Image
+
+from crops.coco_masks import pack_segmentation, read_labels
 from images import EXTENSIONS, UNREADABLE, UserError, list_images, stored_size
 
 # what JSON of another shape than expected raises
@@ -62,16 +67,13 @@ class Skips:
 
 
 def read_coco(images, annotations, skips: Skips) -> list:
-    """COCO instances: photographs of the folder `images`, boxes and masks of the JSON file `annotations`.
-
-    Boxes refer to the pixels as stored: COCO's own tools ignore EXIF (`cutting.open_annotated` says what happens where
-    sizes disagree).
-    """
-    data = load_coco(annotations)
-    names = {item["id"]: item["name"] for item in entries(data, "categories", skips)
+    """COCO instances: photographs of the folder `images`, boxes and masks of the JSON file `annotations`. Boxes refer
+    to the pixels as stored, since COCO's own tools ignore EXIF (but see `cutting.open_annotated`)."""
+    entries, marks, categories = load_coco(annotations, skips)
+    names = {item["id"]: item["name"] for item in categories
              if isinstance(item.get("id"), (int, str)) and isinstance(item.get("name"), str)}
     photos, repeated, unplaced = {}, set(), set()
-    for index, item in enumerate(entries(data, "images", skips)):
+    for index, item in enumerate(entries):
         key, name = item.get("id"), plain_file(item.get("file_name"), images)
         if not isinstance(key, (int, str)) or not name:
             skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(item.get('file_name'))}")
@@ -81,7 +83,7 @@ def read_coco(images, annotations, skips: Skips) -> list:
             photos[key, index] = photo
             repeated |= {key, (key, index)}
             skips.add("repeated_image_id", f"id {key!r} is that of {name} and of another image")
-    for index, item in enumerate(entries(data, "annotations", skips)):
+    for index, item in enumerate(marks):
         key = item.get("image_id")
         if not isinstance(key, (int, str)) or key not in photos:
             skips.add("unknown_image", f"annotation {item.get('id')!r} has image_id {shorten(key)}")
@@ -93,36 +95,34 @@ def read_coco(images, annotations, skips: Skips) -> list:
     return with_sizes(merge_photos(photo._replace(unplaced=key in unplaced) for key, photo in photos.items()), skips)
 
 
-def load_coco(path) -> dict:
-    """A COCO file as json reads it: lists of images, annotations and, maybe none, categories."""
+def load_coco(path, skips) -> list:
+    """The images, annotations and categories (maybe none) of a COCO file. What is no JSON object there is counted."""
     text = read_text(path)
+    gc.disable()  # nothing in it is cyclic, and the collector would go through millions of lists again and again
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): is the file complete?") from None
-    data = {"categories": [], **data} if isinstance(data, dict) else {}
+    finally:
+        gc.freeze()
+        gc.enable()
+    data, parts = {"categories": [], **data} if isinstance(data, dict) else {}, []
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             raise UserError(f"{path} has no list of {key}: it must be a COCO instances file")
-    return data
-
-
-def entries(data, key, skips):
-    """The objects in the list data[key]; whatever else it holds is counted."""
-    for item in data[key]:
-        if isinstance(item, dict):
-            yield item
-        else:
+        parts.append([item for item in data[key] if isinstance(item, dict)])
+        for item in (item for item in data[key] if not isinstance(item, dict)):
             skips.add(f"bad_{key}_entry", f"{key} holds {shorten(item)}")
+    return parts
 
 
 def merge_photos(photos) -> list:
     """One Photo of each file with all its boxes: an image may be listed twice."""
     merged = {}
     for photo in photos:
-        earlier = merged.get(photo.file, photo._replace(boxes=[]))
-        merged[photo.file] = earlier._replace(boxes=earlier.boxes + photo.boxes,
-                                              unplaced=earlier.unplaced or photo.unplaced)
+        earlier = merged.setdefault(photo.file, photo._replace(boxes=[]))
+        earlier.boxes.extend(photo.boxes)
+        merged[photo.file] = earlier._replace(unplaced=earlier.unplaced or photo.unplaced)
     return list(merged.values())
 
 
@@ -148,6 +148,110 @@ def coco_box(item, number, names, skips):
     return Box(*rectangle, name or "", number, crowd, score if is_number(score) else 0.0, mask)
 
 
+# --- Pascal VOC ---
+
+
+def read_voc(root, image_set, skips: Skips) -> list:
+    """Pascal VOC: Annotations/*.xml, JPEGImages/, and SegmentationObject/*.png where present. image_set: a list below
+    ImageSets without .txt, e.g. "Segmentation/train"; None = every XML file. VOC counts pixels from 1 and includes the
+    last one. Object i of the XML has the value i in the mask; 255, the border between objects, is void."""
+    root = Path(root)
+    if not (root / "Annotations").is_dir():
+        raise FileNotFoundError(f"no folder {root}/Annotations: --root must hold it, as VOCdevkit/VOC2012 does")
+    if image_set is None:
+        stems = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
+    else:
+        text = read_text(root / "ImageSets" / f"{image_set}.txt",
+                         "--image_set names a list below ImageSets, e.g. Segmentation/train")
+        stems = [line.split()[0] for line in text.splitlines() if line.strip()]
+    photos = [voc_photo(root, stem, skips) for stem in stems]
+    return with_sizes(merge_photos(photo for photo in photos if photo is not None), skips)
+
+
+def voc_photo(root, stem, skips):
+    """The Photo of one VOC XML file, or None (counted)."""
+    path = root / "Annotations" / f"{stem}.xml"
+    try:
+        tree = ElementTree.parse(path)
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
+        skips.add("bad_xml", f"{path}: {error}")
+        return None
+    file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
+    masks, boxes, unplaced = root / "SegmentationObject" / f"{stem}.png", [], False
+    has_masks = masks.is_file()
+    for number, item in enumerate(tree.findall("object"), 1):
+        x0, y0, x1, y1 = (to_float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+        rectangle = parse_box([x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1])
+        if rectangle is None:
+            skips.add("bad_box", f"object {number} of {path} spans {x0:g},{y0:g} to {x1:g},{y1:g}")
+            unplaced = True
+        else:
+            mask = ("png", str(masks), number, 255) if has_masks else None
+            boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number, mask=mask))
+    size = size_of(*(to_float(tree.findtext(f"size/{side}")) for side in ("width", "height")))
+    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
+
+
+def voc_file(root, stem, said) -> str:
+    """The image of Annotations/STEM.xml: the one that it says, unless that is another's, as in renamed copies."""
+    said, folder = plain_file(said, root / "JPEGImages"), root / "JPEGImages"
+    path = PurePosixPath(said)
+    if path.stem != stem:
+        for end in (path.suffix, ".jpg", *EXTENSIONS):
+            if (folder / f"{stem}{end}").is_file():
+                return f"{stem}{end}"
+    is_others = path.stem != stem and (root / "Annotations" / f"{path.stem}.xml").is_file()
+    return said if said and not is_others and (folder / said).is_file() else f"{stem}.jpg"
+
+
+# --- Cityscapes ---
+
+CITYSCAPES_INSTANCES = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "caravan": 29,
+                        "trailer": 30, "train": 31, "motorcycle": 32, "bicycle": 33}
+
+
+def read_cityscapes(root, image_set, skips: Skips) -> list:
+    """Cityscapes: gtFine polygons and instance ids over leftImg8bit. image_set: "train" or "val" (the annotations of
+    "test" are blank). Only classes with instances are objects; groups and the own car keep crops away."""
+    files = sorted(Path(root, "gtFine", image_set).glob("*/*_gtFine_polygons.json"))
+    if not files:
+        raise FileNotFoundError(f"no cities with *_gtFine_polygons.json in {root}/gtFine/{image_set}: see --root")
+    photos = []
+    for path in files:
+        file = f"{path.parent.name}/{path.name.removesuffix('_gtFine_polygons.json')}_leftImg8bit.png"
+        try:
+            photos.append(Photo(file, str(Path(root, "leftImg8bit", image_set, file)), *cityscapes_objects(path)))
+        except (OSError, *MISSHAPEN) as error:
+            skips.add("bad_annotation_file", f"{path}: {error!r}")
+    return photos
+
+
+def cityscapes_objects(path):
+    """(width, height, boxes) of one gtFine polygon file."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    width, height, seen, boxes = int(data["imgWidth"]), int(data["imgHeight"]), Counter(), []
+    labels = path.with_name(path.name.replace("_polygons.json", "_instanceIds.png"))
+    for index, item in enumerate(data["objects"]):
+        label = item["label"]
+        name = label.removesuffix("group")
+        if item.get("deleted") or name not in CITYSCAPES_INSTANCES and label != "ego vehicle":
+            continue
+        points = np.array(item["polygon"], dtype=float)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise ValueError(f"object {index} has no polygon")
+        x0, y0 = points.min(axis=0).clip(0, (width - 1, height - 1)).tolist()
+        x1, y1 = points.max(axis=0).clip(0, (width - 1, height - 1)).tolist()
+        box = Box(x0, y0, x1 - x0 + 1, y1 - y0 + 1, name, f"group{index}", crowd=True)
+        if label in CITYSCAPES_INSTANCES:
+            # numbered as cityscapesScripts number the instances of the label image
+            number = CITYSCAPES_INSTANCES[label] * 1000 + seen[label]
+            seen[label] += 1
+            mask = ("png", str(labels), number, None) if labels.is_file() else None
+            box = box._replace(id=number, crowd=False, mask=mask)
+        boxes.append(box)
+    return width, height, boxes
+
+
 # --- CSV ---
 
 CSV_BOXES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("xmin", "ymin", "xmax", "ymax"),
@@ -156,11 +260,9 @@ CSV_BOXES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("xmin", "ymin
 
 def read_csv(images, annotations, skips: Skips) -> list:
     """A CSV file, one box a line, with a header: file, and x,y,w,h or xmin,ymin,xmax,ymax (continuous pixel
-    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, above 127 = object,
-    128 = void) optional. A line with a file and an empty box says that an image has no object.
-
-    Boxes refer to the image as viewers show it, i.e. turned as its EXIF orientation says.
-    """
+    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, white = object, 128 =
+    void) optional. A line with a file and an empty box says that an image has no object. Boxes refer to the image as
+    viewers show it, i.e. turned as its EXIF orientation says."""
     reader = csv.DictReader(io.StringIO(read_text(annotations)), skipinitialspace=True)
     try:
         reader.fieldnames = header = [name.strip().lower() for name in reader.fieldnames or []]
@@ -177,14 +279,13 @@ def read_csv(images, annotations, skips: Skips) -> list:
         if not name:
             skips.add("bad_image_entry", f"line {number} names the file {shorten(row['file'])}")
             continue
-        boxes, values = photos[name], [row[column] or "" for column in columns]
-        if any(value.strip() for value in values):
-            box = csv_box(images, number, row, columns)
-            if box is None:
-                skips.add("bad_box", f"line {number} has the box {shorten(','.join(values))}")
-                unplaced.add(name)
-            else:
-                boxes.append(box)
+        boxes, values = photos[name], ",".join(row[column] or "" for column in columns)
+        box = csv_box(images, number, row, columns)
+        if box is not None:
+            boxes.append(box)
+        elif values.strip(", "):
+            skips.add("bad_box", f"line {number} has the box {shorten(values)}")
+            unplaced.add(name)
     return with_sizes([Photo(name, f"{images}/{name}", 0, 0, boxes, True, name in unplaced)
                        for name, boxes in photos.items()], skips)
 
@@ -195,19 +296,46 @@ def csv_box(images, number, row, columns):
     rectangle = parse_box([x, y, a, b] if columns[2][0] in "wh" else [x, y, a - x, b - y])
     if rectangle is None:
         return None
-    optional = ("class", "id", "crowd", "score", "mask")
-    label, key, crowd, score, mask = ((row.get(column) or "").strip() for column in optional)
+    label, key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("class", "id", "crowd", "score", "mask"))
     score = to_float(score or 1)
+    mask = ("mask", f"{images}/{plain_file(mask, images) or mask}") if mask else None
     return Box(*rectangle, label or "object", key or number, crowd.lower() not in ("", "0", "false"),
-               score if is_number(score) else 0.0,
-               ("mask", f"{images}/{plain_file(mask, images) or mask}") if mask else None)
+               score if is_number(score) else 0.0, mask)
+
+
+# --- Oxford-IIIT Pet ---
+
+
+def read_pets(root, image_set, skips: Skips) -> list:
+    """Oxford-IIIT Pet (root: the folder with images/ and annotations/): a cat or a dog in each photograph. The box is
+    the extent of the trimap's pet and border (the XML boxes hold only heads), the mask the pet, the border void."""
+    text = read_text(Path(root, "annotations", f"{image_set}.txt"), "--root must hold annotations and images")
+    photos = []
+    for words in (line.split() for line in text.splitlines() if not line.startswith("#")):
+        if len(words) < 3:
+            continue
+        trimap, file = Path(root, "annotations", "trimaps", f"{words[0]}.png"), f"{words[0]}.jpg"
+        try:
+            labels = read_labels(str(trimap))
+        except UNREADABLE as error:
+            skips.add("bad_mask", f"{trimap}: {error}")
+            continue
+        extent = Image.fromarray(labels != 2).getbbox()
+        if extent is None:
+            skips.add("bad_box", f"{trimap} has no pet")
+            continue
+        x, y, right, bottom = extent
+        species, mask = {"1": "cat", "2": "dog"}.get(words[2], ""), ("png", str(trimap), 1, 3)
+        box = Box(x, y, right - x, bottom - y, species, 1, mask=mask)
+        photos.append(Photo(file, str(Path(root, "images", file)), *labels.shape[::-1], [box]))
+    return photos
 
 
 # --- photographs without annotations, and what a detector found in them ---
 
 
 def photo_files(folder, without=()) -> list:
-    """`images.list_images` of a folder and those in it. UserError when there is none."""
+    """Image files of a folder and of those in it but for `without`, see `list_images`. UserError when there is none."""
     names = list_images(folder, below=True, without=without)
     if not names:
         raise UserError(f"no image in {folder}: expected files that end in {', '.join(EXTENSIONS)}")
@@ -215,8 +343,7 @@ def photo_files(folder, without=()) -> list:
 
 
 def read_folder(folder, skips: Skips, prefix="", without=()) -> list:
-    """Every photograph below a folder, turned upright, without boxes. prefix: put before the names. without: see
-    `list_images`."""
+    """`photo_files` as Photos, upright and without boxes. prefix: put before their names."""
     photos = [Photo(prefix + name, f"{folder}/{name}", 0, 0, [], True) for name in photo_files(folder, without)]
     return with_sizes(photos, skips)
 
@@ -231,22 +358,19 @@ def read_detections(images, annotations, skips: Skips) -> list:
             item = json.loads(line)
             boxes = [Box(*map(float, box[:4]), str(box[4]), index, score=float(box[5]))
                      for index, box in enumerate(item["boxes"])]
-            size = int(item["width"]), int(item["height"])
-            photo = Photo(item["file"], f"{images}/{item['file']}", *size, boxes, True)
-            if not is_inside(photo.file) or any(parse_box(box[:4]) is None for box in boxes):
+            file = plain_file(item["file"], images)
+            if not file or any(parse_box(box[:4]) is None for box in boxes):
                 raise ValueError("unusable file name or box")
-            photos = here if item.get("folder") == os.path.abspath(images) else elsewhere
-            photos[photo.file] = photo
+            photo = Photo(file, f"{images}/{file}", int(item["width"]), int(item["height"]), boxes, True)
+            (here if item.get("folder") == os.path.abspath(images) else elsewhere)[file] = photo
         except MISSHAPEN as error:
             skips.add("bad_line", f"line {number} of {annotations}: {error!r}")
     return list((here or elsewhere).values())
 
 
 def with_sizes(photos, skips: Skips) -> list:
-    """Read the sizes that annotations do not give from the files; unreadable ones are counted and left out.
-
-    Files that do not exist stay: that they are missing is noticed, and counted, before cutting.
-    """
+    """Read the sizes that annotations do not give from the files; unreadable ones are counted and left out. Files that
+    are not there stay: `build` counts them."""
     known = []
     for photo in photos:
         if photo.width == 0 and os.path.isfile(photo.path):
@@ -284,18 +408,15 @@ def size_of(width, height) -> tuple:
     return (int(width), int(height)) if usable else (0, 0)
 
 
-def is_inside(name: str) -> bool:
-    """True for a relative file name that stays in its folder."""
-    path = PurePosixPath(name)
-    return bool(name) and not set(name) & {"\\", "\0"} and not path.is_absolute() and ".." not in path.parts
-
-
 def plain_file(name, folder) -> str:
-    """The one way to write a file name of `folder`, "" if it is none: "./a.png" is "a.png", and "\\" is "/" where the
-    file is found so."""
-    if isinstance(name, str) and "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
+    """The one way to write the name of a file in `folder` or below, "" if it is none: "./a.png" is "a.png", and "\\" is
+    "/" where the file is found so."""
+    if not isinstance(name, str):
+        return ""
+    if "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
         name = name.replace("\\", "/")
-    return posixpath.normpath(name) if isinstance(name, str) and is_inside(name) else ""
+    leads_elsewhere = name.startswith("/") or ".." in name.split("/") or set(name) & {"\\", "\0"}
+    return "" if leads_elsewhere or not name else posixpath.normpath(name)
 
 
 def parse_box(values):

@@ -273,7 +273,7 @@ class SplitBuild:
         lines = [f"{self.split}: {boxes} boxes in {counts['images']} images",
                  f"  objects (X)      {counts['objects']}, {counts['masks']} with a mask",
                  f"  dropped by rule  {sum(dropped.values())}" + (f" ({rules})" if rules else "")]
-        lines += [f"  dropped most     {rule}, more than half of the boxes: {DROPS[rule]}"
+        lines += [f"  more than half   dropped by {rule}: {DROPS[rule]}"
                   for rule, n in dropped.items() if 2 * n > boxes]
         lines += [f"  backgrounds (Y)  {counts['backgrounds']} of {planned['wanted']} wanted; "
                   f"{planned['smaller']} smaller than drawn from X, {planned['missing']} found no place",

@@ -87,45 +87,38 @@ def check_split(dataroot, split: str, num_workers: int):
 
 def check_crop(task, folder: str, size: int, core: int):
     """Decode the files of one crop. task: (stem, its entry if an object, None if a background). Returns (faults as
-    texts, (sharpness, brightness) of the surroundings or None)."""
-    (stem, entry), folder = task, Path(folder)
-    path = folder / ("backgrounds" if entry is None else "objects") / f"{stem}.png"
-    pixels, faults = decode(path, "RGB", (size, size))
-    faults += check_masks(folder, stem, entry, size) if entry is not None else []
-    return faults, None if pixels is None else surroundings(pixels, core)
+    texts, (sharpness, brightness) of the surroundings or None). Having no masks is no fault."""
+    (stem, entry), folder, look, faults = task, Path(folder), None, []
+    places = {folder / ("backgrounds" if entry is None else "objects"): ("RGB", (size, size))}
+    if entry is not None and any((folder / kind / f"{stem}.png").exists() for kind in ("masks", "masks_source")):
+        left, top, right, bottom = hull_of(entry["source_window"], entry["source_size"])
+        places[folder / "masks"] = "L", (size, size)
+        if (folder / "masks_source").is_dir():  # a drawn set has none
+            places[folder / "masks_source"] = "L", (right - left, bottom - top)
+    for place, (mode, expected) in places.items():
+        path = place / f"{stem}.png"
+        pixels, why = decode(path, mode, expected)
+        if pixels is None:
+            faults.append(why)
+        elif mode == "RGB":
+            look = surroundings(pixels, core)
+        elif strange := set(np.unique(pixels).tolist()) - {0, VOID, OBJECT}:
+            faults.append(f"{path}: values {sorted(strange)[:5]}, expected 0, {VOID} and {OBJECT}")
+        elif not (pixels == OBJECT).any():
+            faults.append(f"{path}: no pixel of the object ({OBJECT})")
+    return faults, look
 
 
 def decode(path, mode, size):
-    """(pixels, []) of an image that decodes fully, of this mode and (width, height); else (None, [why])."""
+    """(pixels, "") of an image that decodes fully, of this mode and (width, height); else (None, why)."""
     try:
         with Image.open(path) as image:
             if image.mode != mode or image.size != size:
-                return None, [f"{path}: {image.mode} of {image.size[0]} x {image.size[1]}, "
-                              f"expected {mode} of {size[0]} x {size[1]}"]
-            return np.array(image), []
+                return None, (f"{path}: {image.mode} of {image.size[0]} x {image.size[1]}, "
+                              f"expected {mode} of {size[0]} x {size[1]}")
+            return np.array(image), ""
     except UNREADABLE as error:
-        return None, [f"{path}: {error}".splitlines()[0]]
-
-
-def check_masks(folder, stem, entry, size) -> list:
-    """Faults of an object's two masks; having none is none, and drawn sets have none at source resolution."""
-    left, top, right, bottom = hull_of(entry["source_window"], entry["source_size"])
-    places = {folder / "masks" / f"{stem}.png": (size, size)}
-    if (folder / "masks_source").is_dir():
-        places[folder / "masks_source" / f"{stem}.png"] = right - left, bottom - top
-    if not any(path.exists() for path in places):
-        return []
-    faults = []
-    for path, expected in places.items():
-        pixels, why = decode(path, "L", expected)
-        faults += why
-        if pixels is not None:
-            strange = set(np.unique(pixels).tolist()) - {0, VOID, OBJECT}
-            if strange:
-                faults.append(f"{path}: values {sorted(strange)[:5]}, expected 0, {VOID} and {OBJECT}")
-            elif not (pixels == OBJECT).any():
-                faults.append(f"{path}: no pixel of the object ({OBJECT})")
-    return faults
+        return None, f"{path}: {error}".splitlines()[0]
 
 
 def unlisted_files(folder, index) -> list:

@@ -16,16 +16,16 @@ PRESETS = {  # §4.1 (i) and (iv); §4.2
     "dogs": {"object_size": 64, "crop_size": 128, "min_side": 60.0, "max_fraction": 0.4, "min_aspect": 0.0},
     "coco": {"object_size": 100, "crop_size": 128, "min_side": 20.0, "max_fraction": 0.4, "min_aspect": 0.4},
 }
-DROPS = {  # every reason to drop a box, and what to do where it drops most
-    "unplaced": "mend the boxes of these images, counted as skipped",
+DROPS = {  # every reason to drop a box, and what to do where it drops too many
+    "unplaced": "another box of the image has no usable place, see what was skipped",
     "class": "--classes and --exclude choose",
     "score": "a lower --min_score takes more",
-    "crowd": "a crowd is never an object",
+    "crowd": "a region of many objects is never one",
     "min_side": "a lower --min_side takes more",
-    "max_fraction": "a higher --max_fraction takes more, 1 all",
-    "min_aspect": "a lower --min_aspect takes more, 0 all",
-    "outside": "their crops leave the image: a larger --object_size takes less around the object",
-    "neighbours": "other boxes reach into their crops: a larger --object_size takes less around the object",
+    "max_fraction": "a higher --max_fraction takes more",
+    "min_aspect": "a lower --min_aspect takes more",
+    "outside": "the crop leaves the image, a larger --object_size takes less around the object",
+    "neighbours": "another box reaches into the crop, a larger --object_size takes less around the object",
 }
 OVERLAP = 0.25  # of its area: the most that a background shares with an earlier one of the same image
 
@@ -95,19 +95,17 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
     if photo.unplaced:
         dropped["unplaced"] += len(photo.boxes)
         return []
-    found, edges = [], None
+    found, edges = [], edges_of(photo.boxes)
     for index, box in enumerate(photo.boxes):
-        rule = first_failing(box, photo, rules)
+        rule, window = first_failing(box, photo, rules), object_window(box, rules)
         if rule is None:
-            window = object_window(box, rules)
-            edges = edges_of(photo.boxes) if edges is None else edges
             touched = overlaps(window, edges)
             touched[index] = False
-            if not touched.any():
-                found.append((box, window))
-                continue
-            rule = "neighbours"
-        dropped[rule] += 1
+            rule = "neighbours" if touched.any() else None
+        if rule is None:
+            found.append((box, window))
+        else:
+            dropped[rule] += 1
     return found
 
 

@@ -82,13 +82,15 @@ def test_folder_of_finished_crops(tmp_path):
         "--split",
         "auto",
         "--test_fraction",
-        "0.5",
+        "0.35",
+        "--val_fraction",
+        "0.4",
     )
-    parts = [index_of(tmp_path / "b", split) for split in ("train", "test")]
+    parts = [index_of(tmp_path / "b", split) for split in ("train", "val", "test")]
     assert sum(len(p["objects"]) for p in parts) == 5 and sum(len(p["backgrounds"]) for p in parts) == 7
-    for split, part in zip(("train", "test"), parts, strict=True):
+    for split, part in zip(("train", "val", "test"), parts, strict=True):
         named = [c["source"] for kind in ("objects", "backgrounds") for c in part[kind].values()]
-        assert named and all(build.auto_split(name, 0.5) == split for name in named)
+        assert named and all(build.auto_split(name, 0.35, 0.4) == split for name in named)
     crop = next(c for p in parts for c in p["objects"].values())
     assert crop["source_window"] == [10, 0, 40, 40]
     run(*words, "--out", tmp_path / "c")  # no box known: it is the crop, in the rule too
@@ -347,7 +349,7 @@ def write_million(path, n, per_image=8, points=20):
 
 @pytest.mark.slow
 def test_a_million_annotations(tmp_path):
-    """Under 2 GB, and four times as many take about four times as long (CPU time)."""
+    """Under 4 GB, most of it what json makes of the file; four times as many take about four times as long (CPU)."""
     code = (
         "import sys, time, resource; from crops import annotations as sources; start = time.process_time()\n"
         "n = sum(len(p.boxes) for p in sources.read_coco('x', sys.argv[1], sources.Skips()))\n"
@@ -363,7 +365,7 @@ def test_a_million_annotations(tmp_path):
             text=True,
             check=True,
         ).stdout.split()
-        assert int(out[0]) == n and float(out[2]) < 2e9
+        assert int(out[0]) == n and float(out[2]) < 4e9
         seconds.append(float(out[1]))
     assert seconds[1] < 6 * seconds[0]
 

@@ -253,6 +253,15 @@ def test_supervised_needs_masks(dataroot):
 # --- the demo set ---
 
 
+def test_demo_has_a_val_of_its_own():
+    assert {split: tuple(kinds.values()) for split, kinds in demo.COUNTS.items()} == {
+        "train": (800, 1600), "val": (150, 150), "test": (200, 200)}
+    assert list(demo.COUNTS)[-1] == "test"  # whose crops.json says that all is there
+    for kind in ("objects", "backgrounds"):
+        images = [demo.draw(0, split, kind, 0)[0] for split in ("train", "test", "val")]
+        assert all(not np.array_equal(images[i], images[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 def files(root):
     return {os.path.relpath(os.path.join(d, f), root): open(os.path.join(d, f), "rb").read()
             for d, _, names in os.walk(root) for f in names}
@@ -310,7 +319,13 @@ def test_other_drawn_sets(tmp_path):
 def test_demo_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "COUNTS", COUNTS)
     assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 0
+    assert capsys.readouterr().out == f"drawing the demo set in {tmp_path / 'set'}, about a minute\n"
     assert len(Crops(tmp_path / "set", "test", 64).masks) == 2
+    assert prepare.main(["check", str(tmp_path / "set"), "--num_workers", "0"]) == 0
+    assert "test: 2 objects (2 masks; body 2), 2 backgrounds" in capsys.readouterr().out
+    (tmp_path / "set" / "test" / "masks" / "00001.png").write_bytes(b"")
+    assert prepare.main(["check", str(tmp_path / "set"), "--num_workers", "0"]) == 2
+    demo.write_demo(tmp_path / "set")
     assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 0  # a demo set may be made anew
     write(tmp_path / "set" / "train" / "objects" / "mine.png", np.zeros((4, 4, 3)))
     assert prepare.main(["demo", "--out", str(tmp_path / "set")]) == 2

@@ -122,7 +122,10 @@ def test_dropped_boxes_are_counted_by_rule(source, tmp_path, capsys):
     coco(source, out, "--classes", "red", "--min_side", "30")
     counts = index_of(out)["counts"]
     assert counts["dropped"]["class"] == 4 and sum(counts["dropped"].values()) + counts["objects"] == 8
-    assert "class 4" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "class 4" in text and "more than half" not in text
+    coco(source, out, "--max_fraction", "0.1")
+    assert "more than half   dropped by max_fraction: a higher --max_fraction takes more" in capsys.readouterr().out
 
 
 def test_crops_do_not_depend_on_processes_or_on_the_run(source, tmp_path):
@@ -217,6 +220,34 @@ def test_splits_by_name_stay_when_images_are_added(tmp_path):
     assert len(both) > 20 and all(split_of[0][f] == split_of[1][f] for f in both)
     share = np.mean([build.auto_split(f"{i}.jpg", 0.3) == "test" for i in range(4000)])
     assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+def test_auto_makes_val_and_leaves_test_as_it_was(tmp_path, capsys):
+    path, plain = write_source(tmp_path / "s", 60, boxes_each=1), tmp_path / "plain"
+    write_source(plain, 60, seed=3, boxes_each=0)
+    coco(path, tmp_path / "a", "--split", "auto", "--test_fraction", "0.2", "--val_fraction", "0")
+    coco(path, tmp_path / "b", "--split", "auto", "--test_fraction", "0.2", "--val_fraction", "0.3", "--y_from", plain)
+    assert not (tmp_path / "a/val").exists()  # nothing falls into it
+    tested = [{c["source"] for c in index_of(tmp_path / name, "test")["objects"].values()} for name in "ab"]
+    assert tested[0] == tested[1] != set()
+    used = {split: {image["path"] for image in index_of(tmp_path / "b", split)["images"]} for split in dataroot.SPLITS}
+    assert all(used.values()) and sum(map(len, used.values())) == len(set().union(*used.values()))
+    assert all(len(index_of(tmp_path / "b", split)["backgrounds"]) > 2 for split in dataroot.SPLITS)
+    share = np.mean([build.auto_split(f"{i}.jpg", 0.1, 0.3) == "val" for i in range(4000)])
+    assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+    coco(path, tmp_path / "a", "--split", "auto", "--test_fraction", "0.2", "--val_fraction", "0.3")
+    assert run("check", tmp_path / "a", "--num_workers", "0") is None  # what is val's now has left train
+    assert "image_in_other_split" not in capsys.readouterr().out and index_of(tmp_path / "a", "val")["objects"]
+
+
+def test_backgrounds_of_annotated_photographs_of_other_splits_keep_off_their_boxes(tmp_path):
+    """A folder of backgrounds that holds the photographs themselves: hashed by another name, into other splits."""
+    path = write_source(tmp_path / "s", 40)
+    coco(path, tmp_path / "out", "--split", "auto", "--test_fraction", "0.3", "--y_from", path.parent)
+    for split in dataroot.SPLITS:
+        for stem in index_of(tmp_path / "out", split)["backgrounds"]:
+            pixels = np.asarray(Image.open(tmp_path / "out" / split / "backgrounds" / f"{stem}.png"))
+            assert pixels[..., 0].max() < 200
 
 
 def test_an_image_of_test_never_serves_train(source, tmp_path, capsys):
@@ -553,6 +584,8 @@ def test_check_says_what_tells_x_from_y(source, tmp_path, capsys):
         Image.open(path).resize((4, 4)).resize((32, 32)).save(path)
     run("check", tmp_path / "out", "--num_workers", 0)
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("no faults, but X and Y can be told apart by sharpness (train), ")
+    assert "--y_from same" in lines[-1] and "larger photographs" in inspection.verdict({"window size": ["test"]})
     assert "tell them apart" in next(line for line in lines if "sharpness" in line)
     assert "tell them apart" not in next(line for line in lines if "brightness" in line)
     assert (

@@ -9,8 +9,7 @@ from PIL import Image
 
 import prepare
 from crops import coco_masks as masks
-from crops.annotations import Skips, read_coco, read_csv, read_detections
-from crops.datasets import read_cityscapes, read_pets, read_voc
+from crops.annotations import Skips, read_cityscapes, read_coco, read_csv, read_detections, read_pets, read_voc
 from images import UserError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

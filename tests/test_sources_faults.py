@@ -9,7 +9,7 @@ from test_commands import StubDetector
 from test_prepare import SMALL, index_of, run
 
 from crops import annotations as sources
-from crops import build, cutting, datasets, detector
+from crops import build, cutting, detector
 from crops import check as inspection
 from crops import coco_masks as masks
 from crops import index as dataroot
@@ -165,7 +165,7 @@ def test_the_picture_of_an_xml_file(tmp_path, said, there, expected):
         draw(tmp_path / "JPEGImages" / name)
     write_xml(tmp_path, "a", "a.jpg", 60)
     write_xml(tmp_path, "b", said, 20)
-    photos = datasets.read_voc(tmp_path, None, sources.Skips())
+    photos = sources.read_voc(tmp_path, None, sources.Skips())
     assert [(photo.file, photo.boxes[0].x) for photo in photos] == [("a.jpg", 60), (expected, 20)]
 
 
@@ -173,7 +173,7 @@ def test_two_xml_files_of_one_picture_are_one_photo(tmp_path):
     draw(tmp_path / "JPEGImages/z.jpg")
     for stem, x in (("a", 60), ("b", 20)):
         write_xml(tmp_path, stem, "z.jpg", x)
-    (photo,) = datasets.read_voc(tmp_path, None, sources.Skips())
+    (photo,) = sources.read_voc(tmp_path, None, sources.Skips())
     assert photo.file == "z.jpg" and [box.x for box in photo.boxes] == [60, 20]
 
 
@@ -183,7 +183,7 @@ def test_xml_files_in_unknown_encodings_are_counted(tmp_path, encoding):
     write_xml(tmp_path, "a", "a.jpg", 60)
     (tmp_path / "Annotations/b.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
     skips = sources.Skips()
-    assert len(datasets.read_voc(tmp_path, None, skips)) == 1 and skips.counts == {"bad_xml": 1}
+    assert len(sources.read_voc(tmp_path, None, skips)) == 1 and skips.counts == {"bad_xml": 1}
 
 
 def test_names_with_windows_separators(tmp_path):
@@ -326,6 +326,36 @@ def test_the_sheet_shows_photographs_as_their_boxes_mean_them(tmp_path, orientat
     index = index_of(tmp_path / "out")
     thumbnail = inspection.draw_source(index["images"][0], index["objects"]["a_2"], [], (200, 200))
     assert thumbnail.getpixel((x + 15, y + 15)) == (255, 255, 255)
+
+
+def test_the_sheet_says_what_its_colours_mean(tmp_path):
+    draw(tmp_path / "a.png")
+    from_csv(tmp_path, table(tmp_path / "a.csv", [("a.png", 60, 60)]), tmp_path / "out")
+    legend = np.asarray(Image.open(tmp_path / "out/train/sheet.jpg").crop((0, 0, 400, 16))).astype(int)
+    for red, green, blue in ((0, 255, 0), (255, 255, 0), (255, 0, 0), (0, 191, 255)):  # JPEG blurs the letters
+        assert (np.abs(legend - (red, green, blue)).sum(axis=2) < 250).any() and legend[:2].max() < 60
+
+
+def test_texts_that_are_not_utf_8_are_one_clear_line(tmp_path):
+    for name in ("ImageSets/x.txt", "annotations/test.txt", "a.csv", "a.jsonl", "Annotations/a.xml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"file,x,y,w,h\n\xff\xfe,1,2,3,4\n")
+    for words in (["voc", "--root", tmp_path, "--image_set", "x"], ["pets", "--root", tmp_path, "--image_set", "test"],
+                  ["csv", "--images", tmp_path, "--annotations", tmp_path / "a.csv"],
+                  ["cityscapes", "--root", tmp_path, "--detections", tmp_path / "a.jsonl"]):
+        with pytest.raises(UserError, match="is not a text in UTF-8") as error:
+            run(*words, "--out", tmp_path / "out")
+        assert "\n" not in str(error.value)
+
+
+def test_detections_of_any_shape_are_counted(tmp_path):
+    lines = ["[" * 100000, "5", "[]", '{"file": 5}', '{"file": "a.png", "boxes": 5}',
+             '{"file": "a.png", "boxes": [[1]]}',
+             '{"file": "a.png", "boxes": [], "width": Infinity, "height": 5}', '{"file": "\\u0000", "boxes": []}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    skips = sources.Skips()
+    assert sources.read_detections(tmp_path, tmp_path / "a.jsonl", skips) == []
+    assert skips.counts == {"bad_line": len(lines)} and all("\n" not in text for text in skips.examples.values())
 
 
 def test_near_duplicates_of_many_images_in_little_memory():
