@@ -72,6 +72,30 @@ def perceptual(features, target_features, layers):
     return torch.stack(terms).mean()
 
 
+VGG1, VGG2 = (0, 2, 5, 7, 10), (25, 28, 30, 32, 34)  # the first and the last five convolutions of VGG-19 (§3.2)
+
+
+def vgg_terms(vgg, lambdas, xs, ys):
+    """Those of l_bg_texture, l_bg_perc and l_obj_perc (§3.2, §3.3) whose λ is not 0, unweighted: {term: scalar tensor}.
+
+    vgg: a `networks.VGG19Features`; xs: x and x_hat2, ys: y and y_hat2, (N, 3, H, W). Real images need no graph.
+    """
+    terms = {}
+    if lambdas["bg_texture"] or lambdas["bg_perc"]:
+        with torch.no_grad():
+            real = vgg(ys[0])
+        made = vgg(ys[1])
+        if lambdas["bg_texture"]:  # |Gram(VGG_1(y)) - Gram(VGG_1(y_hat2))|
+            terms["bg_texture"] = texture(made, real, VGG1)
+        if lambdas["bg_perc"]:  # |VGG_2(y) - VGG_2(y_hat2)|
+            terms["bg_perc"] = perceptual(made, real, VGG2)
+    if lambdas["obj_perc"]:  # |VGG_2(x) - VGG_2(x_hat2)|
+        with torch.no_grad():
+            real = vgg(xs[0])
+        terms["obj_perc"] = perceptual(vgg(xs[1]), real, VGG2)
+    return terms
+
+
 def _full_precision(features):
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
@@ -80,8 +104,8 @@ def _full_precision(features):
 
 
 def cross_entropy(m, mask):
-    """Binary cross-entropy of masks m (N, 1, H, W) in [0, 1] against true ones: 1 = object, 0 = background, ½ = void,
-    which does not count."""
+    """Binary cross-entropy of masks m (N, 1, H, W) in [0, 1] against true ones or labels in [0, 1], 1 = object; exactly
+    ½ is void and does not count."""
     known = (mask != 0.5).to(m)
     with torch.autocast(m.device.type, enabled=False):  # which refuses it
         return F.binary_cross_entropy(m, mask, known, reduction="sum") / known.sum().clamp(min=1)

@@ -231,17 +231,14 @@ class Discriminator(nn.Module):
 class VGG19Features(nn.Module):
     """Features of a frozen VGG-19 at the paper's two sets of layers (§3.2), each after its ReLU.
 
-    VGG_1 = the first five convolutions, VGG_2 = the last five, by their index in torchvision's
-    `vgg19().features`. Only the layers up to the deepest one asked for are built.
+    VGG_1 = the first five convolutions, VGG_2 = the last five (`losses.VGG1`, `losses.VGG2`), by their index in
+    torchvision's `vgg19().features`. Only the layers up to the deepest one asked for are built.
 
     Args:
         taps: indices of convolutions whose rectified outputs are returned.
         state: state dict with torchvision's names ("features.0.weight", ...); it need only hold the
             layers in use. Raises ValueError where one is missing or has another shape.
     """
-
-    VGG1 = (0, 2, 5, 7, 10)
-    VGG2 = (25, 28, 30, 32, 34)
 
     def __init__(self, taps, state):
         from torchvision.models.feature_extraction import create_feature_extractor  # here: all that needs torchvision

@@ -31,6 +31,7 @@ LAMBDAS = {
     "enh": 3.0,  # λ9, l_enh_GAN
     "id_obj": 1.0,  # λ10, l_obj_id
     "id_bg": 3.0,  # λ11, l_bg_id
+    "teach": 10.0,  # Deviation: a term of ours, what the box teacher (crf.py) says of m
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
@@ -46,10 +47,11 @@ OPTIONS = {
     "head_bias": (-2.0, None, "G_seg's initial bias before the sigmoid"),
     "enh_direct": (False, None, "G_enh gives the image, not a residual on z"),
     "box_prior": (1.1, 0.0, "keep masks in the object's box grown by this factor, 0 = not (the paper)"),
-    "lr_seg": (0.4, 0.0, "factor on --lr for G_seg"),
+    "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
-    **{f"lambda_{term}": (value, 0.0, f"λ{i + 1} of the paper" + ", needs VGG-19" * (term in VGG_TERMS))
+    **{f"lambda_{term}": (value, 0.0, ("ours, the box teacher's" if term == "teach" else f"λ{i + 1} of the paper")
+       + ", needs VGG-19" * (term in VGG_TERMS))
        for i, (term, value) in enumerate(LAMBDAS.items())},
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
@@ -72,8 +74,8 @@ class Swap(NamedTuple):
 
 def vgg_taps(lambdas):
     """The layers of VGG-19 that {term: λ} needs."""
-    taps = VGG19Features.VGG1 if lambdas["bg_texture"] else ()
-    return taps + (VGG19Features.VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
+    taps = losses.VGG1 if lambdas["bg_texture"] else ()
+    return taps + (losses.VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
 
 
 class SEIGAN(nn.Module):
@@ -162,10 +164,11 @@ class SEIGAN(nn.Module):
 
     # --- losses ---
 
-    def generator_losses(self, x, y, s, look=nn.Identity()):  # noqa: B008 - it has no state
+    def generator_losses(self, x, y, s, look=nn.Identity(), label=None):  # noqa: B008 - it has no state
         """The terms of the generators' loss (§3.4), unweighted: {term: scalar tensor} for every λ that is not 0.
 
-        x, y: (N, 3, H, W) in [-1, 1]; s: their `Swap`; look: what is done to images before a discriminator sees them.
+        x, y: (N, 3, H, W) in [-1, 1]; s: their `Swap`; look: what is done to images before a discriminator sees them;
+        label: masks that teach m, (N, 1, H, W) in [0, 1], 1 = object, or None.
         """
         d_z, d_y_hat = self.D_obj(look(torch.cat([s.z, s.y_hat]))).chunk(2)
         d_x_hat, d_y_hat2 = self.D_bg(look(torch.cat([s.x_hat, s.y_hat2]))).chunk(2)
@@ -179,25 +182,11 @@ class SEIGAN(nn.Module):
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
             "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
         }
-        return {k: v for k, v in (terms | self._vgg_losses(x, y, s)).items() if self.lambdas[k]}
-
-    def _vgg_losses(self, x, y, s):
-        """The terms on VGG-19's features. The real images' features need no graph."""
-        if self.vgg is None:
-            return {}
-        on, terms = self.lambdas, {}
-        with torch.no_grad():
-            vgg_y = self.vgg(y) if on["bg_texture"] or on["bg_perc"] else None
-            vgg_x = self.vgg(x) if on["obj_perc"] else None
-        if vgg_y:
-            features = self.vgg(s.y_hat2)
-            if on["bg_texture"]:  # |Gram(VGG_1(y)) - Gram(VGG_1(y_hat2))|
-                terms["bg_texture"] = losses.texture(features, vgg_y, VGG19Features.VGG1)
-            if on["bg_perc"]:  # |VGG_2(y) - VGG_2(y_hat2)|
-                terms["bg_perc"] = losses.perceptual(features, vgg_y, VGG19Features.VGG2)
-        if vgg_x:  # |VGG_2(x) - VGG_2(x_hat2)|
-            terms["obj_perc"] = losses.perceptual(self.vgg(s.x_hat2), vgg_x, VGG19Features.VGG2)
-        return terms
+        if label is not None:
+            terms["teach"] = losses.cross_entropy(s.m, label)
+        if self.vgg:
+            terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2))
+        return {k: v for k, v in terms.items() if self.lambdas[k]}
 
     def discriminator_losses(self, x, y, fakes, look=nn.Identity()):  # noqa: B008 - it has no state
         """Both discriminators' losses (§3.4): {"D_obj": scalar tensor, "D_bg": scalar tensor}.
@@ -307,6 +296,7 @@ class Trainer:
         seed: of the noise, the augmentation and the pools.
         amp: whether convolutions run in bfloat16; weights, masks, images and losses stay in float32.
         share: called with the parameters after each backward pass, to average gradients over processes.
+        teacher (an attribute): (x, box, mask or None) -> labels for m, `crf.teach` for one; None = no teacher.
     """
 
     def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.2, diffaug=True, seed=0, amp=False,
@@ -314,10 +304,11 @@ class Trainer:
         if not 0 <= ema <= 0.5:
             raise ValueError(f"ema must be from 0 to 0.5, got {ema}")
         self.model, self.ema, self.diffaug, self.amp, self.share, self.step = model, ema, diffaug, amp, share, 0
+        self.teacher = None
         generators, discriminators = (nn.ModuleList(model.networks(names).values()) for names in
                                       (model.GENERATORS, model.DISCRIMINATORS))
         self.discriminators = discriminators
-        # Deviation: G_seg learns more slowly than the rest.
+        # Deviation: G_seg has a rate of its own.
         self.opt_G = losses.adam({generators[0]: lr * lr_seg, generators[1:]: lr}, beta1)
         self.opt_D = losses.adam({discriminators: lr}, beta1)
         self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i) for i, k in enumerate(model.FAKES)}
@@ -337,11 +328,13 @@ class Trainer:
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):
             group["lr"] = group["initial_lr"] * lr_factor
 
+        label = self.label(x, box)
+
         # generators: the discriminators only pass gradients on
         self.discriminators.requires_grad_(False)
         with self.autocast():
             s = model.swap(x, y, box, self.rng)
-            terms = model.generator_losses(x, y, s, self.look)
+            terms = model.generator_losses(x, y, s, self.look, label)
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         applied = losses.update(self.opt_G, total, self.share)
 
@@ -358,6 +351,13 @@ class Trainer:
                 losses.average(self.averaged.get_submodule(name), model.get_submodule(name), self.step, self.ema)
         log = terms | {"total": total} | d_terms | losses.mask_figures(s.m, model.allowed(box, s.m))
         return {k: v.detach() for k, v in log.items()} | {"skipped": total.new_tensor(float(not applied))}
+
+    def label(self, x, box):
+        """The box teacher's masks: at first of the box alone, from step 500 on of what the averaged G_seg says."""
+        if not self.teacher or not self.model.lambdas["teach"]:
+            return None
+        with self.autocast():
+            return self.teacher(x, box, self.averaged.segment(x, box) if self.step >= 500 else None)
 
     def autocast(self):
         return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)

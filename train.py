@@ -16,6 +16,7 @@ import sys
 import torch
 from torchvision.utils import make_grid
 
+import crf
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches, save_image
 from evaluation.evaluate import validate
@@ -39,7 +40,7 @@ def train(args, ranks, checkpoint=None):
     shown, val = held_out(args)
     torch.manual_seed(args.seed)
     trainer = method.build(args, crops, device, ranks.rank)
-    trainer.share = ranks.average_gradients
+    trainer.share, trainer.teacher = ranks.average_gradients, crf.teach
     for network in trainer.model.networks().values() if args.compile else ():
         network.compile()
 

@@ -2,7 +2,7 @@
 import torch
 
 import losses
-from networks import VGG19Features, box_mask
+from networks import box_mask
 from seigan import SEIGAN
 
 
@@ -24,18 +24,18 @@ def literal_swap(model, x, y, rng, box):
                 x_id=model.G_enh(x, e_x), y_id=model.G_inp((1 - m_y) * y, i_y))
 
 
-def literal_terms(model, x, y, s, seen=None):
+def literal_terms(model, x, y, s, seen=None, label=None):
     """The terms whose λ is not 0, each written out alone.
 
     s: of `literal_swap`; seen: of its images, those that the discriminators see otherwise than they are.
     """
     def texture(a, b):
         fa, fb = model.vgg(a), model.vgg(b)
-        return sum((losses.gram(fa[k]) - losses.gram(fb[k])).abs().mean() for k in VGG19Features.VGG1) / 5
+        return sum((losses.gram(fa[k]) - losses.gram(fb[k])).abs().mean() for k in losses.VGG1) / 5
 
     def perceptual(a, b):
         fa, fb = model.vgg(a), model.vgg(b)
-        return sum((fa[k] - fb[k]).abs().mean() for k in VGG19Features.VGG2) / 5
+        return sum((fa[k] - fb[k]).abs().mean() for k in losses.VGG2) / 5
 
     d = s | (seen or {})
     terms = {
@@ -50,8 +50,12 @@ def literal_terms(model, x, y, s, seen=None):
         "enh": lambda: ((1 - model.D_obj(d["y_hat"])) ** 2).mean(),
         "id_obj": lambda: (s["x_id"] - x).abs().mean(),
         "id_bg": lambda: (s["y_id"] - y).abs().mean(),
+        # logarithms no lower than -100: m is 0 outside the box
+        "teach": lambda: -(label * s["m"].log().clamp(min=-100)
+                           + (1 - label) * (1 - s["m"]).log().clamp(min=-100)).mean(),
     }
-    return {name: term() for name, term in terms.items() if model.lambdas[name]}
+    return {name: term() for name, term in terms.items()
+            if model.lambdas[name] and (name != "teach" or label is not None)}
 
 
 class LiteralTrainer:

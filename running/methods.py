@@ -25,6 +25,7 @@ A trainer has
     step        updates done so far
     model, averaged     the model that is trained, and the one that tests use (its running average, or itself)
     share       to be set where several processes train: called with the parameters after each backward pass
+    teacher     to be set: (x, box, mask or None) -> the masks that a box teaches; not every method heeds it
     train_step(batch, lr_factor) -> {name: detached scalar tensor}
                 batch: of `data.UnpairedCrops`; the terms, the figures of `losses.mask_figures`, and "skipped", 1 where
                 a step was not applied because a gradient was not finite

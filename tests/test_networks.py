@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import losses
 from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, UNet, VGG19Features, pad_to_multiple
 
 VGG19_WIDTHS = [64, 64, "pool", 128, 128, "pool"] + [256] * 4 + ["pool"] + [512] * 4 + ["pool"] + [512] * 4
@@ -112,7 +113,7 @@ def test_unet_uses_every_layer():
 def test_vgg_features_against_a_literal_network(vgg19_state):
     state = vgg19_state
     image = torch.rand(2, 3, 32, 32) * 2 - 1
-    taps = VGG19Features.VGG1 + VGG19Features.VGG2
+    taps = losses.VGG1 + losses.VGG2
     features = VGG19Features(taps, state)(image)
 
     h = (image * 0.5 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
@@ -132,7 +133,7 @@ def test_vgg_features_against_a_literal_network(vgg19_state):
 
 def test_vgg_is_no_deeper_than_needed_and_frozen(vgg19_state):
     first_five = {k: v for k, v in vgg19_state.items() if int(k.split(".")[1]) <= 10}
-    net = VGG19Features(VGG19Features.VGG1, first_five)
+    net = VGG19Features(losses.VGG1, first_five)
     assert len([m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]) == 5
     assert not any(p.requires_grad for p in net.parameters())
     image = torch.rand(1, 3, 16, 16, requires_grad=True)

@@ -96,8 +96,10 @@ def test_generator_terms_equal_the_paper(vgg19_state):
     model = tiny(vgg_state=vgg19_state).double()
     x, y = images(dtype=torch.double)
     s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
-    terms = model.generator_losses(x, y, s)
-    expected = literal_terms(model, x, y, literal_swap(model, x, y, torch.Generator().manual_seed(5), BOX))
+    label = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.double)
+    terms = model.generator_losses(x, y, s, label=label)
+    swap = literal_swap(model, x, y, torch.Generator().manual_seed(5), BOX)
+    expected = literal_terms(model, x, y, swap, label=label)
     assert list(LAMBDAS) == list(expected) and set(terms) == set(expected)
     for name in expected:
         assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
@@ -128,6 +130,7 @@ OWNERS = {
     "enh": {"G_seg", "G_enh"},
     "id_obj": {"G_enh"},
     "id_bg": {"G_seg", "G_inp"},
+    "teach": {"G_seg"},
 }
 
 
@@ -135,7 +138,8 @@ OWNERS = {
 def test_which_networks_a_term_moves(term, vgg19_state):
     model = tiny(vgg_state=vgg19_state)
     x, y = images()
-    terms = model.generator_losses(x, y, model.swap(x, y, rng=torch.Generator().manual_seed(5)))
+    label = (x[:, :1] > 0).float()
+    terms = model.generator_losses(x, y, model.swap(x, y, rng=torch.Generator().manual_seed(5)), label=label)
     model.zero_grad()
     terms[term].backward()
     moved = {name for name in SEIGAN.GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
@@ -154,7 +158,7 @@ def test_total_is_the_weighted_sum_and_only_weighted_terms_are_computed():
 
 def test_defaults_name_every_lambda_once():
     assert list(LAMBDAS) == ["inp", "inp2", "bg_texture", "bg_perc", "bg_mae", "obj_perc", "obj_mae", "coarse", "enh",
-                             "id_obj", "id_bg"]  # λ1..λ11
+                             "id_obj", "id_bg", "teach"]  # λ1..λ11, and ours
     assert SEIGAN(**TINY, lambdas={"enh": 7.0}).lambdas == LAMBDAS | {"enh": 7.0}
     with pytest.raises(ValueError, match="unknown loss terms .*bg_ssim"):
         SEIGAN(**TINY, lambdas={"bg_ssim": 1.0})
@@ -539,8 +543,9 @@ def test_bfloat16_changes_the_terms_little_and_no_weight_s_type(vgg19_state):
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
         assert all(v.dtype == torch.float32 for v in logs[amp].values())
         assert trainer.pools["y_hat"].images.dtype == torch.float32
-    assert any(logs[True][k] != logs[False][k] for k in LAMBDAS)  # it was on
-    for name in (*LAMBDAS, "total", "D_obj", "D_bg"):
+    terms = [k for k in LAMBDAS if k != "teach"]  # of which there is no teacher
+    assert any(logs[True][k] != logs[False][k] for k in terms)  # it was on
+    for name in (*terms, "total", "D_obj", "D_bg"):
         assert logs[True][name] == pytest.approx(logs[False][name].item(), rel=0.05), name
 
 
@@ -557,3 +562,26 @@ def test_gram_matrices_are_not_rounded_to_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         rounded = losses.gram(features)
     assert rounded.dtype == torch.float32 and torch.equal(rounded, losses.gram(features))
+
+
+# --- the box teacher ---
+
+
+def test_the_teacher_is_asked_of_the_box_first_then_of_the_average_and_moves_g_seg_alone():
+    trainer, asked = Trainer(tiny(lambdas=dict.fromkeys(LAMBDAS, 0.0) | {"teach": 2.0})), []
+
+    def teacher(x, box, m):
+        asked.append(m)
+        return torch.ones_like(x[:, :1])
+
+    trainer.teacher = teacher
+    before = copy.deepcopy(trainer.model.state())
+    x, y = images()
+    for trainer.step in (0, 499, 500):
+        expected = trainer.averaged.segment(x, torch.tensor([BOX] * 2))
+        log = trainer.train_step(batch_of(x, y))
+    assert asked[:2] == [None, None] and torch.equal(asked[2], expected)
+    assert log["total"] == 2 * log["teach"]
+    after = trainer.model.state()
+    moved = {k for k in before if not k.startswith("D_") and not equal(before[k], after[k])}
+    assert moved == {"G_seg"}

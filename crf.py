@@ -1,0 +1,151 @@
+"""A colour CRF inside a box: from a rough mask, or from the box alone, to a mask that follows the image's colours.
+
+Mean-field inference in a conditional random field, as in GrabCut (Rother et al., 2004), with colour histograms instead
+of mixtures, and local pairwise terms, as in MAL (Lan et al., 2023). SEIGAN's paper has no such part. Images are
+(N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object, boxes (N, 4): left, top, width, height in
+fractions of the image. Pure functions, batched, on any device. This file needs torch only and can be copied out alone.
+"""
+import torch
+import torch.nn.functional as F
+
+BINS = 16  # of the colour histograms, a side
+
+
+def ellipse(box, height, width):
+    """What a box alone says of its object: 0.9 exp(-r²/0.9), r = 1 on the box's edges. (N, 4) -> (N, 1, H, W)."""
+    left, top, w, h = box.to(torch.float32)[:, :, None, None].unbind(1)
+    v = (torch.arange(height, device=box.device) + 0.5)[None, :, None] / height
+    u = (torch.arange(width, device=box.device) + 0.5)[None, None, :] / width
+    r2 = ((u - left - w / 2) / (w / 2)).square() + ((v - top - h / 2) / (h / 2)).square()
+    return 0.9 * torch.exp(-r2 / 0.9)[:, None]
+
+
+def lab(image):
+    """CIE L*a*b* of sRGB images, each channel scaled to about [0, 1]: (L/100, (a+110)/220, (b+110)/220)."""
+    rgb = ((image + 1) / 2).clamp(0, 1)
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
+                           [0.019334, 0.119193, 0.950227]]).to(linear)
+    white = torch.tensor([0.95047, 1.0, 1.08883]).to(linear)
+    xyz = torch.einsum("ij,njhw->nihw", to_xyz, linear) / white.view(1, 3, 1, 1)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = f.unbind(1)
+    return torch.stack([1.16 * y - 0.16, (500 * (x - y) + 110) / 220, (200 * (y - z) + 110) / 220], 1)
+
+
+def refine(image, mask, inside, prior=0.35, colour=1.0, pairwise=8.0, bias=0.0, sigma_colour=0.08, sigma_space=3.0,
+           radius=2, rounds=3, sweeps=10):
+    """A mask that follows the image's colours.
+
+    Args:
+        image: (N, 3, H, W) in [-1, 1].
+        mask: (N, 1, H, W) in [0, 1]: where it starts, and what it is drawn to.
+        inside: (N, 1, H, W) in [0, 1]: where the object may be; what is outside is certain background.
+        prior, colour, pairwise: weights of the mask's logit, of the colours' log ratio and of the neighbours.
+        bias: added to every logit: more makes larger masks. A number, or (N, 1, 1, 1).
+        sigma_colour, sigma_space: of the neighbours' weights, in units of `lab` and in pixels.
+        radius: of the window of neighbours, pixels.
+        rounds, sweeps: how often the histograms are estimated, and the sweeps of mean field after each.
+
+    Returns:
+        q (N, 1, H, W) in [0, 1], without gradients.
+    """
+    with torch.no_grad():
+        image, mask, inside = image.float(), mask.float(), inside.float()
+        colours = lab(image)
+        bins = _bins(colours)
+        weights = _neighbours(colours, sigma_colour, sigma_space, radius)
+        start = prior * torch.logit(mask.clamp(0.02, 0.98)) + bias
+        q = mask * inside
+        for _ in range(rounds):
+            unary = start + colour * _log_ratio(bins, q)
+            for _ in range(sweeps):
+                q = inside * torch.sigmoid(unary + pairwise * _gather(2 * q - 1, weights, radius))
+        return q
+
+
+def _bins(colours):
+    """(N, H·W) numbers of histogram cells, over each image's own range of colours."""
+    flat = colours.flatten(2)
+    low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
+    cell = ((flat - low) / (high - low).clamp(min=1e-6) * BINS).long().clamp(max=BINS - 1)
+    return (cell[:, 0] * BINS + cell[:, 1]) * BINS + cell[:, 2]
+
+
+def _log_ratio(bins, q):
+    """log of object's over background's histogram at each pixel, within ±3; q: (N, 1, H, W) the object's share."""
+    share = q.flatten(1)
+    logs = [torch.log(_histogram(bins, weight).gather(1, bins)) for weight in (share, 1 - share)]
+    return (logs[0] - logs[1]).clamp(-3, 3).view_as(q)
+
+
+def _histogram(bins, weight):
+    """Weighted histograms (N, BINS³), smoothed by a Gaussian of one cell, normalised."""
+    n = len(bins)
+    counts = torch.zeros(n, BINS**3, device=weight.device).scatter_add_(1, bins, weight).view(n, BINS, BINS, BINS)
+    i = torch.arange(BINS, device=weight.device, dtype=torch.float32)
+    blur = torch.exp(-0.5 * (i[:, None] - i).square())
+    counts = torch.einsum("nabc,ax,by,cz->nxyz", counts, blur, blur, blur).flatten(1)
+    return counts / counts.sum(1, keepdim=True).clamp(min=1e-6) + 0.01 / BINS**3
+
+
+def _shifts(tensor, radius):
+    """The tensor as each neighbour in a window sees it, itself left out; beyond the border it is 0."""
+    height, width = tensor.shape[-2:]
+    padded = F.pad(tensor, [radius] * 4)
+    for dy in range(2 * radius + 1):
+        for dx in range(2 * radius + 1):
+            if (dy, dx) != (radius, radius):
+                yield (dy - radius) ** 2 + (dx - radius) ** 2, padded[..., dy : dy + height, dx : dx + width]
+
+
+def _neighbours(colours, sigma_colour, sigma_space, radius):
+    """(N, K, H, W): how much each pixel heeds each of its K neighbours, at most 1 in all."""
+    inside = F.pad(torch.ones_like(colours[:1, :1]), [0] * 4)
+    weights, total = [], 0.0
+    known = list(_shifts(inside, radius))
+    for (d2, other), (_, there) in zip(_shifts(colours, radius), known, strict=True):
+        near = float(torch.exp(torch.tensor(-d2 / (2 * sigma_space**2))))
+        total += near
+        alike = torch.exp(-(colours - other).square().sum(1, keepdim=True) / (2 * sigma_colour**2))
+        weights.append(near * alike * there)
+    return torch.cat(weights, 1) / total
+
+
+def _gather(values, weights, radius):
+    """Sum of the neighbours' values (N, 1, H, W), weighted."""
+    return sum(weights[:, k : k + 1] * other for k, (_, other) in enumerate(_shifts(values, radius)))
+
+
+def box_inside(box, height, width):
+    """The pixels whose centres lie in a box: (N, 4) -> (N, 1, H, W) of 0 and 1."""
+    left, top, w, h = (v.view(-1, 1, 1, 1) for v in box.to(torch.float32).unbind(1))
+    v = ((torch.arange(height, device=box.device) + 0.5) / height).view(-1, 1)
+    u = (torch.arange(width, device=box.device) + 0.5) / width
+    return ((u > left) & (u < left + w) & (v > top) & (v < top + h)).float()
+
+
+def teach(image, box, mask=None, bias=0.0):
+    """What a box teaches: `refine` inside the exact box, from `mask` or, without one, from the `ellipse` in the box."""
+    start = ellipse(box, *image.shape[-2:]) if mask is None else mask
+    return refine(image, start, box_inside(box, *image.shape[-2:]), bias=bias)
+
+
+def coverage(q, box):
+    """Share of a box's rows and columns in which a mask has an object, (N,): a tight box has one in each (Kervadec et
+    al., "Bounding boxes for weakly supervised segmentation", 2020)."""
+    inside = box_inside(box, *q.shape[-2:])
+    shares = []
+    for dim in (2, 3):
+        lines = inside.amax(dim)
+        shares.append(((q >= 0.5).float().amax(dim) * lines).sum((1, 2)) / lines.sum((1, 2)).clamp(min=1))
+    return (shares[0] + shares[1]) / 2
+
+
+def choose_bias(image, box, least=0.9, candidates=(0.0, 2.0, 4.0)):
+    """The smallest of some biases with which the masks of a set reach the sides of their boxes: mean `coverage` of at
+    least `least`, else the largest. Objects that fill their boxes need one, as little in a box is then background."""
+    for bias in candidates:
+        if coverage(teach(image, box, bias=bias), box).mean() >= least:
+            return bias
+    return candidates[-1]

@@ -1,0 +1,108 @@
+"""The colour CRF against a literal version, pixel by pixel; what it does on drawings; what a box teaches."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2lab
+
+import crf
+
+
+def literal_refine(image, mask, inside, bins=16, prior=0.35, colour=1.0, pairwise=8.0, bias=0.0, rounds=2, sweeps=3):
+    """One image, written out: c (3, h, w) colours as `crf.lab` gives them; mask, inside (h, w)."""
+    c = crf.lab(image[None])[0].double().numpy()
+    _, h, w = c.shape
+    low, high = c.min((1, 2)), c.max((1, 2))
+    cell = np.minimum(((c.transpose(1, 2, 0) - low) / (high - low) * bins).astype(int), bins - 1)
+    q = mask * inside
+
+    def histogram(weight):
+        counts = np.zeros((bins,) * 3)
+        for i in range(h):
+            for j in range(w):
+                counts[tuple(cell[i, j])] += weight[i, j]
+        smooth = np.zeros_like(counts)
+        for a in np.argwhere(counts > 0):
+            grid = np.stack(np.meshgrid(*[np.arange(bins)] * 3, indexing="ij"), -1)
+            smooth += counts[tuple(a)] * np.exp(-0.5 * ((grid - a) ** 2).sum(-1))
+        return smooth / smooth.sum() + 0.01 / bins**3
+
+    for _ in range(rounds):
+        front, back = histogram(q), histogram(1 - q)
+        for _ in range(sweeps):
+            new = np.zeros_like(q)
+            for i in range(h):
+                for j in range(w):
+                    m = min(max(mask[i, j], 0.02), 0.98)
+                    ratio = math.log(front[tuple(cell[i, j])] / back[tuple(cell[i, j])])
+                    u = prior * math.log(m / (1 - m)) + bias + colour * min(max(ratio, -3), 3)
+                    total = norm = 0.0
+                    for di in range(-2, 3):
+                        for dj in range(-2, 3):
+                            if di or dj:
+                                near = math.exp(-(di * di + dj * dj) / (2 * 3**2))
+                                norm += near
+                                y, x = i + di, j + dj
+                                if 0 <= y < h and 0 <= x < w:
+                                    alike = math.exp(-((c[:, i, j] - c[:, y, x]) ** 2).sum() / (2 * 0.08**2))
+                                    total += near * alike * (2 * q[y, x] - 1)
+                    new[i, j] = inside[i, j] / (1 + math.exp(-(u + pairwise * total / norm)))
+            q = new
+    return q
+
+
+def test_refine_equals_the_formulas():
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 7, 6, generator=rng) * 2 - 1
+    mask = torch.rand(2, 1, 7, 6, generator=rng)
+    inside = torch.zeros(2, 1, 7, 6)
+    inside[0, :, 1:6, 1:5], inside[1, :, :, 2:] = 1, 1
+    found = crf.refine(image, mask, inside, bias=0.5, rounds=2, sweeps=3)
+    for k in range(2):
+        expected = literal_refine(image[k], mask[k, 0].double().numpy(), inside[k, 0].double().numpy(), bias=0.5)
+        assert np.allclose(found[k, 0].numpy(), expected, atol=1e-4)
+
+
+def test_lab_is_that_of_scikit_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    expected = (rgb2lab(pixels) + (0, 110, 110)) / (100, 220, 220)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert np.allclose(crf.lab(image)[0].permute(1, 2, 0).numpy(), expected, atol=1e-3)
+
+
+def drawing(box):
+    """A green disc on red, noisy; its mask."""
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    disc = ((rows - 20) ** 2 + (columns - 26) ** 2 < 12**2).float()
+    noise = torch.randn(3, 48, 48, generator=torch.Generator().manual_seed(0))
+    image = torch.stack([0.5 - disc, disc - 0.5, 0 * disc]) + 0.15 * noise
+    return image[None].clamp(-1, 1), disc[None, None]
+
+
+@pytest.mark.parametrize("box", [(14 / 48, 8 / 48, 24 / 48, 24 / 48), (10 / 48, 6 / 48, 30 / 48, 27 / 48)])
+def test_a_box_alone_finds_what_has_its_own_colour(box):
+    image, disc = drawing(box)
+    q = crf.teach(image, torch.tensor([box]))
+    found = q >= 0.5
+    iou = (found & (disc == 1)).sum() / (found | (disc == 1)).sum()
+    assert iou > 0.95 and not q.requires_grad
+    left, top, width, height = (round(48 * v) for v in box)
+    q[..., top : top + height, left : left + width] = 0
+    assert q.eq(0).all()
+
+
+def test_images_of_a_batch_do_not_touch_one_another():
+    image, _ = drawing(None)
+    images = torch.cat([image, image.flip(1), image.roll(7, -1)])
+    boxes = torch.tensor([[0.2, 0.1, 0.6, 0.6], [0.3, 0.2, 0.5, 0.5], [0.4, 0.1, 0.6, 0.6]])
+    together = crf.teach(images, boxes)
+    for k in range(3):
+        assert torch.allclose(together[k], crf.teach(images[k : k + 1], boxes[k : k + 1])[0], atol=1e-6)
+
+
+def test_more_bias_makes_larger_masks():
+    image, _ = drawing(None)
+    box = torch.tensor([[0.1, 0.1, 0.8, 0.8]])
+    areas = [crf.teach(image, box, bias=bias).mean().item() for bias in (-4.0, 0.0, 4.0)]
+    assert areas[0] < areas[1] < areas[2]
