@@ -126,9 +126,13 @@ def box_inside(box, height, width):
 
 
 def teach(image, box, mask=None, bias=0.0):
-    """What a box teaches: `refine` inside the exact box, from `mask` or, without one, from the `ellipse` in the box."""
+    """What a box teaches: `refine` inside the exact box, from `mask` or, without one, from the `ellipse` in the box.
+
+    A box that is the whole image, as one that is not known, teaches nothing: ½ everywhere, which stands for void.
+    """
     start = ellipse(box, *image.shape[-2:]) if mask is None else mask
-    return refine(image, start, box_inside(box, *image.shape[-2:]), bias=bias)
+    q = refine(image, start, box_inside(box, *image.shape[-2:]), bias=bias)
+    return torch.where((box[:, 2:] >= 1).all(1).view(-1, 1, 1, 1), 0.5, q)
 
 
 def coverage(q, box):

@@ -10,8 +10,10 @@ step_*.pt and, where val/ has masks, best.pt. Then `python test.py --name NAME`.
 
 Exit codes: 0 done, 2 an error, 124 --max_minutes are over, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
+import math
 import os
 import sys
+from functools import partial
 
 import torch
 from torchvision.utils import make_grid
@@ -40,7 +42,7 @@ def train(args, ranks, checkpoint=None):
     shown, val = held_out(args)
     torch.manual_seed(args.seed)
     trainer = method.build(args, crops, device, ranks.rank)
-    trainer.share, trainer.teacher = ranks.average_gradients, crf.teach
+    trainer.share, trainer.teacher = ranks.average_gradients, box_teacher(crops)
     for network in trainer.model.networks().values() if args.compile else ():
         network.compile()
 
@@ -99,6 +101,16 @@ def pick_device(args, ranks):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     each_its_own = ranks.count > 1 and args.gpu != -1 and torch.cuda.is_available()
     return options.pick_device(ranks.local if each_its_own else args.gpu)
+
+
+def box_teacher(crops, sample=128):
+    """`crf.teach` with the bias that a sample of the training crops asks for; None where no box is known."""
+    known = [stem for stem in crops.stems if stem in crops.records]
+    if not known:
+        return None
+    stems = known[:: math.ceil(len(known) / sample)]
+    x, box = (torch.stack([read(stem) for stem in stems]) for read in (crops.object, crops.box))
+    return partial(crf.teach, bias=crf.choose_bias(x, box))
 
 
 def held_out(args):

@@ -106,3 +106,29 @@ def test_more_bias_makes_larger_masks():
     box = torch.tensor([[0.1, 0.1, 0.8, 0.8]])
     areas = [crf.teach(image, box, bias=bias).mean().item() for bias in (-4.0, 0.0, 4.0)]
     assert areas[0] < areas[1] < areas[2]
+
+
+def test_a_box_that_is_not_known_teaches_nothing():
+    image, _ = drawing(None)
+    q = crf.teach(torch.cat([image, image]), torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.2, 0.1, 0.6, 0.6]]))
+    assert q[0].eq(0.5).all() and not q[1].eq(0.5).all()
+
+
+def test_coverage_by_hand():
+    q = torch.zeros(1, 1, 8, 8)
+    q[0, 0, 2:4, 3:6] = 1  # of the box's rows 2 to 5 two, of its columns 2 to 5 three
+    assert crf.coverage(q, torch.tensor([[0.25, 0.25, 0.5, 0.5]])).item() == pytest.approx((2 / 4 + 3 / 4) / 2)
+
+
+def test_a_set_whose_objects_fill_their_boxes_gets_a_bias():
+    """Rounded rectangles that leave nothing of the box but its corners, of two colours, one of them the ground's."""
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    inside = ((rows - 15.5).abs() ** 6 + (columns - 15.5).abs() ** 6 < 11.5**6).float()
+    stripes = inside * (rows % 8 < 5)
+    rng = torch.Generator().manual_seed(0)
+    blocks = stripes * torch.tensor([0.8, -0.5, 0.0]).view(3, 1, 1) - 0.2
+    blocks = (blocks + 0.1 * torch.randn(4, 3, 32, 32, generator=rng)).clamp(-1, 1)
+    box = torch.tensor([[4 / 32, 4 / 32, 24 / 32, 24 / 32]] * 4)
+    assert crf.choose_bias(blocks, box, least=0.999) > crf.choose_bias(blocks, box, least=0.0) == 0
+    image, _ = drawing(None)
+    assert crf.choose_bias(image, torch.tensor([[14 / 48, 8 / 48, 24 / 48, 24 / 48]])) == 0
