@@ -1,5 +1,33 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+
 import pytest
 import torch
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def browse(address, folder, width):
+    """Open a page in a browser of its own profile: what its script leaves in <pre id="out">, and the console's lines.
+
+    A browser's first start on a busy machine can outrun its virtual time: it is given more, up to six times.
+    """
+    for attempt in range(6):
+        profile = folder / f"profile{attempt}"
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             f"--user-data-dir={profile}", "--enable-logging=stderr", f"--window-size={width},900",
+             f"--virtual-time-budget={5000 * 2**attempt}", "--dump-dom", address],
+            capture_output=True, text=True, timeout=120)
+        shutil.rmtree(profile, ignore_errors=True)
+        found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
+        if found:
+            return json.loads(html.unescape(found[1])), [x for x in done.stderr.splitlines() if "CONSOLE" in x]
+    raise AssertionError(f"the page's script did not finish:\n{done.stderr[-3000:]}")
 
 
 @pytest.fixture(scope="session")

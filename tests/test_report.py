@@ -1,10 +1,8 @@
 """The results page in a real browser, the learning curves, the contact sheet."""
-import html
 import json
 import re
-import shutil
-import subprocess
 
+import conftest
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +10,8 @@ from PIL import Image
 from evaluation import charts as curves
 from evaluation import page as report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the results page")
+in_browser = pytest.mark.skipif(conftest.CHROMIUM is None,
+                                reason="NO BROWSER: install chromium to test the results page")
 KINDS = [*(kind for kind in report.KINDS if kind != "truth"), "first_layer", "truth"]  # one that the paper has not
 STEMS = ['plain', 'sp ace & "quotes"', "<b>tag", "50%#?x=1", "ŷ-été", "last"]
 
@@ -66,19 +64,7 @@ def browse(folder, script="", fragment="", width=1200):
             f"addEventListener('load', async () => {{ {script} }});</script>")
     page.write_text((folder / "index.html").read_text(encoding="utf-8").replace("</body>", hook + "</body>"),
                     encoding="utf-8")
-    profile = folder / "profile"
-    for budget in (5000, 20000, 60000):  # virtual ms: a browser's first start on a busy machine can outrun a small one
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                   "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                   f"--user-data-dir={profile}", "--enable-logging=stderr", f"--window-size={width},900",
-                   f"--virtual-time-budget={budget}", "--dump-dom", f"{page.as_uri()}{fragment}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        shutil.rmtree(profile, ignore_errors=True)
-        found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
-        if found:
-            break
-    assert found, f"the page's script did not finish:\n{done.stderr[-3000:]}"
-    return json.loads(html.unescape(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return conftest.browse(f"{page.as_uri()}{fragment}", folder, width)
 
 
 @in_browser
@@ -212,7 +198,7 @@ def test_page_without_pictures_masks_or_log(tmp_path, figures):
     report.write_index(tmp_path, figures, [{"stem": "a", "class": ""}], {})
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no true masks" in text and "None" not in text and "<svg" not in text
-    if CHROMIUM:
+    if conftest.CHROMIUM:
         value, console = browse(tmp_path, """done([document.querySelectorAll('.row').length,
             [...document.querySelectorAll('h2')].filter(e => e.getClientRects().length).map(e => e.textContent)])""")
         assert value == [0, ["Figures"]] and console == []

@@ -1,14 +1,13 @@
 """The human study: ratings against closed forms and published tables, the voting page, votes to figures."""
 import csv
-import html
 import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -17,8 +16,8 @@ from PIL import Image
 import prepare
 from evaluation import bradley_terry, study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: install chromium to test the study's pages")
+in_browser = pytest.mark.skipif(conftest.CHROMIUM is None,
+                                reason="NO BROWSER: install chromium to test the study's pages")
 
 # Agresti, Categorical Data Analysis: American League, Eastern Division, 1987, 13 games a pair; row beat column.
 # Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore; ratings relative to Baltimore.
@@ -211,13 +210,9 @@ def test_the_key_of_another_study_is_not_replaced(page, results, capsys, content
 
 def browse(page, tmp_path):
     """What a page's script leaves in <pre id="out">, from a browser that has nothing to complain of."""
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--virtual-time-budget=3000", "--dump-dom",
-         page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    value, console = conftest.browse(page.as_uri(), tmp_path, 500)
+    assert not console
+    return value
 
 
 @in_browser
