@@ -232,7 +232,7 @@ def mask_figures(m, allowed):
     m: (N, 1, H, W) in [0, 1], 1 = object; allowed: likewise, the pixels that a mask may take.
 
     mask_area: mean of m. Of the allowed pixels, mask_fill: the share at ½ or more; mask_contrast: mean 2·|m - ½|, 1 =
-    all values 0 or 1; mask_spread: mean standard deviation of a pixel over the batch (NaN for one picture).
+    all values 0 or 1; mask_spread: mean standard deviation of a pixel over the batch (NaN for one image).
     """
     weight = allowed / allowed.sum().clamp(min=1)
     spread = m.std(0) if len(m) > 1 else m.new_full(m.shape[1:], math.nan)
