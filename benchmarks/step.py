@@ -226,7 +226,7 @@ def print_inference(args, size, batch, _peaks):
 
 
 def print_data(args):
-    """The share of a run's time that the loop waits for pictures."""
+    """The share of a run's time that the loop waits for images."""
     size, batch, count = args.sizes[0], 8, 24
     step = build_step(all_rows(args)[1], args.network, size, batch, args.device)
     with tempfile.TemporaryDirectory() as folder:

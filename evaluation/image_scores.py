@@ -1,5 +1,5 @@
 """How good images are: holes refilled (PSNR, SSIM, MAE beside two simple fills) and a Fréchet distance on the
-features of a torchvision network. The paper judges images by people alone (§4.1, see study.py).
+features of a torchvision network. The paper judges images by people alone (§4.1, see evaluation/study.py).
 
 Images are (N, 3, H, W) in [-1, 1], holes (N, 1, H, W) of 0 and 1 with 1 = cut out.
 """

@@ -81,7 +81,7 @@ COLLAPSES = {  # kind: what is seen
 
 
 class CollapseWatch:
-    """Tells when masks were empty, full or the same on all pictures, by the means over the last `steps` steps.
+    """Tells when masks were empty, full or the same on all images, by the means over the last `steps` steps.
 
     Empty: less than a hundredth of the pixels that a mask may take are at ½ or more. Full: more than .97 of them. The
     same: these pixels differ by less than .01 between the images of a batch, which takes batches of two at least.

@@ -1,6 +1,7 @@
 """Own photographs: geometry, upsampling, edge colours, seams, every kind of image.
 
-Networks here have random weights, or are replaced by functions whose result is known.
+Networks here have random weights, or are replaced by functions whose result is known. Long, since all sections draw
+their images and build their models with the helpers at the top.
 """
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""photo.py as users type it: one photograph and folders of them, and at the size of a camera's."""
+"""photo.py as users type it: one photograph and folders of them, and at the size of a camera's.
+
+Long, since all commands run on the model and the photographs that the fixtures at the top make once.
+"""
 import csv
 import json
 import os

@@ -1,4 +1,7 @@
-"""`prepare.py coco` and `check` as users type them: from images and boxes to a folder of crops, and its faults."""
+"""`prepare.py coco` and `check` as users type them: from images and boxes to a folder of crops, and its faults.
+
+Long, since all sections cut the source that the helpers at the top write.
+"""
 
 import contextlib
 import json

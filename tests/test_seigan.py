@@ -1,4 +1,7 @@
-"""The model: fused calls against separate ones, every term against the paper, what each term moves, resuming."""
+"""The model: fused calls against separate ones, every term against the paper, what each term moves, resuming.
+
+Long, since all sections use the tiny models and the batches of the helpers at the top.
+"""
 import copy
 
 import pytest

@@ -1,4 +1,7 @@
-"""Every reader on a small source with known boxes; masks against pycocotools; hostile files."""
+"""Every reader on a small source with known boxes; masks against pycocotools; hostile files.
+
+Long, as crops/annotations.py reads many formats, each tested on a source written by hand.
+"""
 
 import json
 from pathlib import Path
