@@ -45,6 +45,12 @@ def mae(image, target):
     return (_full_precision(image) - _full_precision(target)).abs().mean()
 
 
+def hole_mae(image, target, hole):
+    """Mean absolute difference inside holes (N, 1, H, W) in [0, 1], 1 = in it; images (N, 3, H, W) in [-1, 1]."""
+    difference = (_full_precision(image) - _full_precision(target)).abs().mean(1, keepdim=True)
+    return (difference * hole).sum() / hole.sum().clamp(min=1)
+
+
 def gram(features):
     """Gram matrix G_ij = Σ_k F_ik F_jk / (C·H·W) of each image (§3.2), in float32 or finer.
 
@@ -73,6 +79,12 @@ def perceptual(features, target_features, layers):
 
 
 VGG1, VGG2 = (0, 2, 5, 7, 10), (25, 28, 30, 32, 34)  # the first and the last five convolutions of VGG-19 (§3.2)
+
+
+def vgg_taps(lambdas):
+    """The layers of VGG-19 that {term: λ} needs."""
+    taps = VGG1 if lambdas["bg_texture"] else ()
+    return taps + (VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
 
 
 def vgg_terms(vgg, lambdas, xs, ys):

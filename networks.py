@@ -25,6 +25,12 @@ def init_weights(net, std=0.02):
     return net
 
 
+def fixed_noise(image, seed):
+    """Standard normal noise (N, 1, H, W) for images (N, C, H, W), one for all of them; it depends on `seed` alone."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn((1, 1, *image.shape[-2:]), generator=rng).to(image).expand(len(image), -1, -1, -1)
+
+
 def pad_to_multiple(image, multiple):
     """Pad (N, C, H, W) at the right and bottom so that H and W divide by `multiple`, and are at least twice it.
 
@@ -158,28 +164,78 @@ class UNet(nn.Module):
         return self.head(h)[..., :height, :width]
 
 
+def prefill(cut, m, levels, sweeps=8):
+    """A smooth fill of what was cut out, without learning: Laplace's equation, solved coarse to fine.
+
+    Pull-push (Gortler et al., "The lumigraph", 1996): known values, weighted by how far they are known, are averaged
+    over ever larger cells, then carried back to where they are missing, and made smooth by Jacobi sweeps at each level.
+
+    Args:
+        cut: (1 - m) * x, (N, 3, H, W); m: the hole, (N, 1, H, W) in [0, 1], 1 = cut out; H and W divide by 2**levels.
+        levels: halvings of the resolution; what they leave unknown starts at the image's mean colour.
+        sweeps: Jacobi sweeps a level.
+
+    Returns:
+        (N, 3, H, W): x where m = 0, smooth where m = 1.
+    """
+    pyramid = [((1 - m) * cut, (1 - m).square())]
+    for _ in range(levels):
+        pyramid.append([F.avg_pool2d(t, 2) for t in pyramid[-1]])
+    total, weight = (t.sum((2, 3), keepdim=True) for t in pyramid[-1])
+    fill = (total / weight.clamp(min=1e-6)).expand_as(pyramid[-1][0])
+    for level, (total, weight) in reversed([*enumerate(pyramid)]):
+        if level < levels:
+            fill = F.interpolate(fill, scale_factor=2, mode="bilinear")
+        known = (4 * weight).clamp(max=1)  # a cell of which a quarter is known counts as known
+        given = known * total / weight.clamp(min=1e-6)
+        fill = given + (1 - known) * fill
+        for _ in range(sweeps):
+            p = F.pad(fill, (1, 1, 1, 1), mode="replicate")
+            around = (p[..., :-2, 1:-1] + p[..., 2:, 1:-1] + p[..., 1:-1, :-2] + p[..., 1:-1, 2:]) / 4
+            fill = given + (1 - known) * around
+    return fill
+
+
 class InpaintingNet(nn.Module):
-    """G_inp: two U-Nets in sequence (§3.2), tanh after each. x_hat = G_inp((1 - m) * x)."""
+    """G_inp: two U-Nets in sequence (§3.2). x_hat = G_inp((1 - m) * x).
 
-    def __init__(self, ngf=64, n_downs=5):
+    Args:
+        direct: the image is tanh of the second U-Net, which sees tanh of the first, as in the paper; neither is told m.
+    """
+
+    def __init__(self, ngf=64, n_downs=5, direct=False):
         super().__init__()
-        self.first = UNet(3 + 1, 3, ngf, n_downs)
-        self.second = UNet(3, 3, ngf, n_downs)
+        self.direct, self.n_downs, self.stride = direct, n_downs, 2**n_downs
+        self.first = UNet(3 + 1 if direct else 3 + 1 + 1, 3, ngf, n_downs)
+        self.second = UNet(3 if direct else 3 + 1, 3, ngf, n_downs)
+        for unet in () if direct else (self.first, self.second):
+            nn.init.zeros_(unet.head.weight)
 
-    def forward(self, cut, noise):
+    def forward(self, cut, m, noise):
         """Fill what was cut out.
 
         Args:
-            cut: (1 - m) * x, (N, 3, H, W) in [-1, 1]; m in [0, 1], 1 = object.
+            cut: (1 - m) * x, (N, 3, H, W) in [-1, 1].
+            m: (N, 1, H, W) in [0, 1], 1 = object, cut out.
             noise: (N, 1, H, W), standard normal.
 
         Returns:
-            x_hat (N, 3, H, W) in (-1, 1).
+            x_hat (N, 3, H, W) in [-1, 1], which is x where m = 0, and the first U-Net's image likewise.
         """
-        # Deviation: each U-Net adds to its input. Instance normalisation takes an image's colours away, and
-        # without this path the networks are long in learning to keep the background that is there.
-        coarse = torch.tanh(cut + self.first(torch.cat([cut, noise], 1)))
-        return torch.tanh(coarse + self.second(coarse))
+        height, width = cut.shape[-2:]
+        cut, m, noise = (pad_to_multiple(t, self.stride) for t in (cut, m, noise))
+        if self.direct:
+            coarse = torch.tanh(self.first(torch.cat([cut, noise], 1)).to(cut.dtype))
+            x_hat = torch.tanh(self.second(coarse).to(cut.dtype))
+        else:
+            # Deviation: both U-Nets see the hole, and change what is in it, a smooth fill at first. What is outside
+            # stays as it is. Gradients do not flow through the fill: m would learn to leak the object's colours.
+            with torch.autocast(cut.device.type, enabled=False):
+                smooth = prefill(cut.detach(), m.detach(), self.n_downs)
+            coarse = cut + m * (smooth + self.first(torch.cat([smooth, m, noise], 1))).clamp(-1, 1)
+            start = coarse.detach()
+            x_hat = cut + m * (start + self.second(torch.cat([start, m], 1))).clamp(-1, 1)
+        return x_hat[..., :height, :width], coarse[..., :height, :width]
 
 
 class EnhancementNet(nn.Module):
@@ -192,7 +248,7 @@ class EnhancementNet(nn.Module):
     def __init__(self, ngf=64, n_downs=5, direct=False):
         super().__init__()
         self.unet = UNet(3 + 1, 3, ngf, n_downs)
-        self.direct = direct
+        self.direct, self.stride = direct, self.unet.stride
 
     def forward(self, z, noise):
         """z (N, 3, H, W) in [-1, 1], noise (N, 1, H, W) standard normal -> y_hat (N, 3, H, W) in [-1, 1]."""
@@ -204,11 +260,12 @@ class EnhancementNet(nn.Module):
 class Discriminator(nn.Module):
     """D_obj or D_bg: CycleGAN's convolutional discriminator with a linear output (§3.2, §3.3).
 
-    Deviation: D_bg, the paper's "ImageGAN", scores fields too; with 4 layers each field covers a 128 px image.
+    Deviation: D_bg, the paper's "ImageGAN", scores fields too. With log2(H) - 2 layers, 5 at 128 px, each field covers
+    the whole image, from any corner.
 
     Args:
         ndf: channels of the first layer; doubled by each further one, up to 8 * ndf.
-        n_layers: stride-2 layers; the receptive field is 70 px with 3 and 142 px with 4 ("deeper").
+        n_layers: stride-2 layers; the receptive field is 70 px with 3, 142 px with 4, 286 px with 5.
     """
 
     def __init__(self, ndf=64, n_layers=4):

@@ -12,16 +12,18 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import losses
-from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features, box_mask
+from networks import (Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features, box_mask,
+                      fixed_noise)
 
 # λ1..λ11 (§3.4) under the names of their terms.
 # Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
 LAMBDAS = {
-    "inp": 1.0,  # λ1, l_inp_GAN
-    "inp2": 1.0,  # λ2, l_inp2_GAN
+    "inp": 0.3,  # λ1, l_inp_GAN
+    "inp2": 0.3,  # λ2, l_inp2_GAN
     "bg_texture": 0.0,  # λ3, l_bg_texture
     "bg_perc": 0.0,  # λ4, l_bg_perc
     "bg_mae": 5.0,  # λ5, l_bg_MAE
@@ -31,9 +33,12 @@ LAMBDAS = {
     "enh": 3.0,  # λ9, l_enh_GAN
     "id_obj": 1.0,  # λ10, l_obj_id
     "id_bg": 3.0,  # λ11, l_bg_id
-    "teach": 10.0,  # Deviation: a term of ours, what the box teacher (crf.py) says of m
+    # Deviation: two terms of ours
+    "teach": 10.0,  # what the box teacher (crf.py) says of m
+    "fill": 15.0,  # the hole m, cut out of y and filled by G_inp's first U-Net, against y
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
+OURS = {"teach": "ours, the box teacher's", "fill": "ours, of G_inp's first U-Net"}
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
 # Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
@@ -41,17 +46,18 @@ NEEDS = ("backgrounds",)
 OPTIONS = {
     "ngf": (64, 1, "channels of the generators' first layers"),
     "ndf": (64, 1, "channels of the discriminators' first layers"),
-    "n_layers_D": (4, 1, "stride-2 layers of the discriminators"),
+    "n_layers_D": (0, 0, "stride-2 layers of the discriminators, 0 = as many as let each score see the whole image"),
     "seg_blocks": (6, 0, "residual blocks of G_seg"),
     "unet_downs": (0, 0, "halvings in each U-Net, 0 = as many as leave 4 px or more"),
     "head_bias": (-2.0, None, "G_seg's initial bias before the sigmoid"),
     "enh_direct": (False, None, "G_enh gives the image, not a residual on z"),
+    "inp_direct": (False, None, "G_inp gives the image, not a change of a smooth fill of the hole"),
+    "grow_hole": (1, 0, "px by which masks are grown before G_inp fills them in tests"),
     "box_prior": (1.1, 0.0, "keep masks in the object's box grown by this factor, 0 = not (the paper)"),
     "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
-    **{f"lambda_{term}": (value, 0.0, ("ours, the box teacher's" if term == "teach" else f"λ{i + 1} of the paper")
-       + ", needs VGG-19" * (term in VGG_TERMS))
+    **{f"lambda_{term}": (value, 0.0, OURS.get(term, f"λ{i + 1} of the paper") + ", needs VGG-19" * (term in VGG_TERMS))
        for i, (term, value) in enumerate(LAMBDAS.items())},
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
@@ -69,13 +75,8 @@ class Swap(NamedTuple):
     x_hat2: torch.Tensor | None = None  # G_enh(z_hat): x after the full cycle
     y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
     x_id: torch.Tensor | None = None  # G_enh(x)
-    y_id: torch.Tensor | None = None  # G_inp((1-G_seg(y))*y)
-
-
-def vgg_taps(lambdas):
-    """The layers of VGG-19 that {term: λ} needs."""
-    taps = losses.VGG1 if lambdas["bg_texture"] else ()
-    return taps + (losses.VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
+    y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
+    y_coarse: torch.Tensor | None = None  # what G_inp's first U-Net makes of it
 
 
 class SEIGAN(nn.Module):
@@ -95,7 +96,7 @@ class SEIGAN(nn.Module):
     FAKES = ("y_hat", "z", "x_hat", "y_hat2")  # of a `Swap`: what the discriminators see, each with its replay pool
 
     def __init__(self, size=128, ngf=64, ndf=64, n_layers_D=4, seg_blocks=6, unet_downs=5, head_bias=-2.0,
-                 enh_direct=False, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0), crop_rule=None, lambdas=None,
+                 enh_direct=False, inp_direct=False, grow_hole=1, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0), crop_rule=None, lambdas=None,
                  vgg_state=None):
         super().__init__()
         if len(box) != 4:
@@ -105,19 +106,20 @@ class SEIGAN(nn.Module):
             raise ValueError(f"unknown loss terms {sorted(unknown)}; the terms are {', '.join(LAMBDAS)}")
         self.lambdas = LAMBDAS | dict(lambdas or {})
         self.config = dict(size=size, ngf=ngf, ndf=ndf, n_layers_D=n_layers_D, seg_blocks=seg_blocks,
-                           unet_downs=unet_downs, head_bias=head_bias, enh_direct=enh_direct, box_prior=box_prior,
-                           box=list(box), crop_rule=crop_rule, lambdas=self.lambdas)
-        self.size, self.box_prior = size, box_prior
+                           unet_downs=unet_downs, head_bias=head_bias, enh_direct=enh_direct, inp_direct=inp_direct,
+                           grow_hole=grow_hole, box_prior=box_prior, box=list(box), crop_rule=crop_rule,
+                           lambdas=self.lambdas)
+        self.size, self.box_prior, self.grow_hole = size, box_prior, grow_hole
         self.register_buffer("box", torch.tensor(box, dtype=torch.float64), persistent=False)
 
         self.G_seg = SegmentationNet(ngf, seg_blocks, head_bias)
         self.G_enh = EnhancementNet(ngf, unet_downs, enh_direct)
-        self.G_inp = InpaintingNet(ngf, unet_downs)
+        self.G_inp = InpaintingNet(ngf, unet_downs, inp_direct)
         self.D_obj = Discriminator(ndf, n_layers_D)
         self.D_bg = Discriminator(ndf, n_layers_D)
         if size < self.D_obj.min_size:
             raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers")
-        taps = vgg_taps(self.lambdas)
+        taps = losses.vgg_taps(self.lambdas)
         if taps and vgg_state is None:
             raise ValueError(f"the λs of {', '.join(k for k in VGG_TERMS if self.lambdas[k])} are not 0, which takes "
                              "VGG-19's weights")
@@ -148,15 +150,18 @@ class SEIGAN(nn.Module):
 
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
+        if self.lambdas["fill"]:
+            # Deviation: a hole of the object's shape in y too, for its true content is known there
+            m_y = torch.maximum(m_y, m.detach())
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
-        # G_inp((1-m)*x), G_inp((1-G_seg(y))*y)
-        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), noise_inp).chunk(2)
+        cut, hole = torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y])
+        (x_hat, y_id), (_, y_coarse) = (t.chunk(2) for t in self.G_inp(cut, hole, noise_inp))
         m_hat = self.mask(y_hat, box)  # G_seg(y_hat)
         z_hat = losses.paste(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
-        y_hat2 = self.G_inp((1 - m_hat) * y_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
-        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id)
+        y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
+        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_coarse)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -181,6 +186,7 @@ class SEIGAN(nn.Module):
             "enh": losses.gan_generator(d_y_hat),  # (1 - D_obj(y_hat))²
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
             "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
+            "fill": losses.hole_mae(s.y_coarse, y, s.m.detach()),
         }
         if label is not None:
             terms["teach"] = losses.cross_entropy(s.m, label)
@@ -239,12 +245,18 @@ class SEIGAN(nn.Module):
 
         The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
         """
-        return self.G_enh(z, self.fixed_noise(z, seed))
+        return self.G_enh(z, fixed_noise(z, seed))
 
     @torch.no_grad()
-    def inpaint(self, cut, seed=0):
-        """x_hat = G_inp(cut): cut = (1-m)*x, (N, 3, H, W) in [-1, 1] -> the same. Noise as for `enhance`."""
-        return self.G_inp(cut, self.fixed_noise(cut, seed))
+    def inpaint(self, x, m, seed=0):
+        """x_hat = G_inp((1-m)*x): x (N, 3, H, W) in [-1, 1], the hole m (N, 1, H, W) in [0, 1], 1 = cut out -> x with
+        the hole filled. Noise as for `enhance`."""
+        return self.G_inp((1 - m) * x, m, fixed_noise(x, seed))[0]
+
+    def hole(self, m):
+        """What is cut out of x for a mask m: a little more than it."""
+        # Deviation: the rim of an object that a tight mask leaves would draw its silhouette into the fill.
+        return F.max_pool2d(m, 2 * self.grow_hole + 1, 1, self.grow_hole)
 
     def paste(self, x, y, box=None, seed=0):
         """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same. See `enhance`."""
@@ -252,17 +264,17 @@ class SEIGAN(nn.Module):
 
     def remove(self, x, box=None, seed=0):
         """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. See `inpaint`."""
-        return self.inpaint((1 - self.segment(x, box)) * x, seed)
+        return self.inpaint(x, self.hole(self.segment(x, box)), seed)
 
     def pictures(self, x, y, box=None, seed=0):
         """Both swaps with the noise of `enhance` and `inpaint`: {name: (N, 3 or 1, H, W)}, arguments as for those."""
         m = self.segment(x, box)
         z = losses.paste(x, y, m)
-        y_hat, x_hat = self.enhance(z, seed), self.inpaint((1 - m) * x, seed)
+        y_hat, x_hat = self.enhance(z, seed), self.inpaint(x, self.hole(m), seed)
         m_hat = self.segment(y_hat, box)
         return {"mask": m, "z": z, "y_hat": y_hat, "x_hat": x_hat, "m_hat": m_hat,
                 "x_hat2": self.enhance(losses.paste(y_hat, x_hat, m_hat), seed),
-                "y_hat2": self.inpaint((1 - m_hat) * y_hat, seed)}
+                "y_hat2": self.inpaint(y_hat, self.hole(m_hat), seed)}
 
     @torch.no_grad()
     def scores(self, pictures):
@@ -271,12 +283,6 @@ class SEIGAN(nn.Module):
                 "d_obj_y_hat": self.D_obj(pictures["y_hat"]).mean((1, 2, 3)),
                 "d_bg_x_hat": self.D_bg(pictures["x_hat"]).mean((1, 2, 3)),
                 "d_bg_y_hat2": self.D_bg(pictures["y_hat2"]).mean((1, 2, 3))}
-
-    @staticmethod
-    def fixed_noise(x, seed):
-        """Standard normal noise (N, 1, H, W) for x (N, C, H, W), one for all images; it depends on `seed` alone."""
-        rng = torch.Generator().manual_seed(seed)
-        return torch.randn((1, 1, *x.shape[-2:]), generator=rng).to(x).expand(len(x), -1, -1, -1)
 
 
 Model = SEIGAN  # the name that every method's module has for its own
@@ -400,9 +406,9 @@ class Trainer:
 def problem(args):
     """What contradicts itself in the options, in one line; None if nothing does."""
     terms = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}
-    least = 3 * 2**args.n_layers_D
-    if args.size < least:
-        return f"--size {args.size} is too small for --n_layers_D {args.n_layers_D}, which needs {least} px"
+    n_layers = args.n_layers_D or depth(args.size)
+    if args.size < 3 * 2**n_layers:
+        return f"--size {args.size} is too small for --n_layers_D {n_layers}, which needs {3 * 2**n_layers} px"
     if not terms:
         return "every λ is 0: nothing to train"
     if args.vgg_weights and not terms & set(VGG_TERMS):
@@ -410,11 +416,17 @@ def problem(args):
     return None
 
 
+def depth(size):
+    """The number of halvings that leave 4 px or more of an image of `size` px."""
+    return max(1, int(math.log2(size)) - 2)
+
+
 def model_config(args, crops):
     """The arguments of `SEIGAN` that options and training crops give."""
-    same = ("size", "ngf", "ndf", "n_layers_D", "seg_blocks", "head_bias", "enh_direct", "box_prior")
+    same = ("size", "ngf", "ndf", "seg_blocks", "head_bias", "enh_direct",
+            "inp_direct", "grow_hole", "box_prior")
     return {name: vars(args)[name] for name in same} | {
-        "unet_downs": args.unet_downs or max(1, int(math.log2(args.size)) - 2),
+        "unet_downs": args.unet_downs or depth(args.size), "n_layers_D": args.n_layers_D or depth(args.size),
         "box": torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
         "crop_rule": crops.rules[0] if crops.rules else None,
         "lambdas": {term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}}
@@ -423,7 +435,7 @@ def model_config(args, crops):
 def build(args, crops, device, rank=0):
     """The `Trainer` of a new `SEIGAN`; arguments as in running/methods.py."""
     config = model_config(args, crops)
-    taps = vgg_taps(config["lambdas"])
+    taps = losses.vgg_taps(config["lambdas"])
     model = SEIGAN(**config, vgg_state=vgg_state(args.vgg_weights, taps) if taps else None)
     return build_trainer(model, args, device, rank)
 

@@ -134,9 +134,10 @@ def read_batches(root, size, batch_size):
 @torch.inference_mode()
 def run_networks(model, x, y, box):
     """Every forward pass that the evaluation of a batch takes."""
-    model.scores(model.pictures(x, y, box))
+    made = model.pictures(x, y, box)
+    model.scores(made)
     model.enhance(x)
-    model.inpaint(y)
+    model.inpaint(y, made["mask"])
 
 
 def bench_test(args, _):

@@ -261,7 +261,7 @@ def print_flops():
             model = build_model(network, size).to("meta")
             x, y, noise = (torch.empty(1, c, size, size, device="meta") for c in (3, 3, 1))
             calls = [lambda m=model, x=x: m.G_seg(x), lambda m=model, x=x, e=noise: m.G_enh(x, e),
-                     lambda m=model, x=x, e=noise: m.G_inp(x, e), lambda m=model, x=x: m.D_obj(x),
+                     lambda m=model, x=x, e=noise: m.G_inp(x, e, e), lambda m=model, x=x: m.D_obj(x),
                      lambda m=model, x=x, y=y: both_passes(m, x, y)]
             print(f"| {name} | {size} | " + " | ".join(f"{count_flops(f) / 1e9:.2f}" for f in calls) + " |", flush=True)
 

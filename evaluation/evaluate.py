@@ -125,7 +125,7 @@ def measure(model, x, y, made, hole, seed=0):
             columns["enh_change"] = (made["y_hat"] - made["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
     if y is None or not getattr(model, "inpaint", None):
         return columns
-    fills = {"G_inp": model.inpaint((1 - hole) * y, seed) * hole + y * (1 - hole),
+    fills = {"G_inp": model.inpaint(y, hole, seed) * hole + y * (1 - hole),
              "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
     return columns | {f"{fill}_{name}": score(image, y, hole)
                       for fill, image in fills.items() for name, score in MEASURES.items()}

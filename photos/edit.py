@@ -206,7 +206,7 @@ def _hole(alpha, cell, dilate):
 def _inpaint(model, part, hole, seed, raw):
     """G_inp's fill of the hole, and its change of what surrounds it, as `Planes` of pixel values 0..255."""
     m = torch.maximum(part.m, _shrink(hole, part.window, part.region, part.m))
-    x_hat = model.inpaint((1 - m) * part.x, seed)
+    x_hat = model.inpaint(part.x, m, seed)
     change = _planes(x_hat - part.x) * 127.5
     # What G_inp changes where there is no hole is its error, in the hole too: a smooth surface through that
     # error is taken off the fill, which so meets the photograph at the rim.

@@ -10,7 +10,6 @@ the packages onnx and onnxscript are installed, as .onnx:
 What they take and give, and how crops are cut, is told by export.json beside them and in each file (`facts`). Noise is
 an input, so that a program has no random state of its own and the caller decides whether it repeats itself.
 """
-import copy
 import importlib.util
 import io
 import json
@@ -39,25 +38,16 @@ class AnySize(nn.Module):
         super().__init__()
         self.net, self.stride = net, net.stride
 
-    def forward(self, image):
-        rows, columns = (torch.arange(n, device=image.device) for n in image.shape[-2:])
-        below, right = (self.reflected(n, image.device) for n in image.shape[-2:])
-        out = self.net(image.index_select(2, below).index_select(3, right))
-        return out.index_select(2, rows).index_select(3, columns)
+    def forward(self, *images):
+        rows, columns = (torch.arange(n, device=images[0].device) for n in images[0].shape[-2:])
+        below, right = (self.reflected(n, images[0].device) for n in images[0].shape[-2:])
+        out = self.net(*(image.index_select(2, below).index_select(3, right) for image in images))
+        cut = [image.index_select(2, rows).index_select(3, columns) for image in (out if type(out) is tuple else [out])]
+        return tuple(cut) if type(out) is tuple else cut[0]
 
     def reflected(self, n, device):
         i = torch.arange((n + self.stride - 1) // self.stride * self.stride, device=device)
         return torch.minimum(i, 2 * (n - 1) - i)
-
-
-def any_size(net):
-    """`net` as `AnySize`, or a copy of it with its parts so, where it has no stride of its own."""
-    if hasattr(net, "stride"):
-        return AnySize(net)
-    net = copy.deepcopy(net)
-    for name, part in list(net.named_children()):
-        net.add_module(name, AnySize(part))
-    return net
 
 
 class Segment(nn.Module):
@@ -92,7 +82,7 @@ class Inpaint(nn.Module):
         self.net = net
 
     def forward(self, image, mask, noise):
-        return (self.net((1 - mask) * (2 * image - 1), noise) + 1) / 2
+        return (self.net((1 - mask) * (2 * image - 1), mask, noise)[0] + 1) / 2
 
 
 # name: module, the model's network that it runs, inputs, output
@@ -146,10 +136,9 @@ def export_model(model, folder: str, onnx: bool | None = None) -> dict:
         if network not in networks:
             continue
         told[name], path = facts(model, name), os.path.join(folder, name)
-        own, net = networks[network], any_size(networks[network])
+        own, net, stride = networks[network], AnySize(networks[network]), networks[network].stride
         net = Segment(net, model.box_prior) if program is Segment else program(net)
         own = partial(segmented, model) if program is Segment else program(own)
-        stride = next(part.stride for part in net.modules() if isinstance(part, AnySize))
         # 2 images and sides of no multiple, so that nothing is taken for a constant
         values = tuple(example(inputs, 2, 2 * stride + 3, 3 * stride + 1).values())
         sizes = (torch.export.Dim(k, min=1 if k == "N" else 2 * stride, max=2**14) for k in "NHW")
