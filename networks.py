@@ -67,6 +67,11 @@ def box_mask(box, height, width, grow=1.0):
     return (coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]).float()
 
 
+def grow(m, pixels):
+    """Masks (N, 1, H, W), each value the greatest within so many pixels in any direction."""
+    return F.max_pool2d(m, 2 * pixels + 1, 1, pixels)
+
+
 class ResidualBlock(nn.Module):
     """h + conv(relu(conv(h))) with 3x3 convolutions and reflection padding, as in CycleGAN's ResNet."""
 
@@ -228,13 +233,15 @@ class InpaintingNet(nn.Module):
             coarse = torch.tanh(self.first(torch.cat([cut, noise], 1)).to(cut.dtype))
             x_hat = torch.tanh(self.second(coarse).to(cut.dtype))
         else:
-            # Deviation: both U-Nets see the hole, and change what is in it, a smooth fill at first. What is outside
-            # stays as it is. Gradients do not flow through the fill: m would learn to leak the object's colours.
+            # Deviation: both U-Nets see the hole and change a smooth fill of it; what is outside stays as it is. Each
+            # learns from its own image alone, and m not through the fill, or it would leak the object's colours.
+            known, hole = cut.detach(), m.detach()
             with torch.autocast(cut.device.type, enabled=False):
-                smooth = prefill(cut.detach(), m.detach(), self.n_downs)
-            coarse = cut + m * (smooth + self.first(torch.cat([smooth, m, noise], 1))).clamp(-1, 1)
-            start = coarse.detach()
-            x_hat = cut + m * (start + self.second(torch.cat([start, m], 1))).clamp(-1, 1)
+                smooth = prefill(known, hole, self.n_downs)
+            fill = (smooth + self.first(torch.cat([smooth, hole, noise], 1))).clamp(-1, 1)
+            coarse = known + hole * fill
+            change = self.second(torch.cat([coarse.detach(), m], 1))
+            x_hat = cut + m * (fill.detach() + change).clamp(-1, 1)
         return x_hat[..., :height, :width], coarse[..., :height, :width]
 
 

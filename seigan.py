@@ -12,12 +12,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import losses
-from networks import (Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, VGG19Features, box_mask,
-                      fixed_noise)
+import networks
 
 # λ1..λ11 (§3.4) under the names of their terms.
 # Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
@@ -33,12 +31,10 @@ LAMBDAS = {
     "enh": 3.0,  # λ9, l_enh_GAN
     "id_obj": 1.0,  # λ10, l_obj_id
     "id_bg": 3.0,  # λ11, l_bg_id
-    # Deviation: two terms of ours
-    "teach": 10.0,  # what the box teacher (crf.py) says of m
-    "fill": 15.0,  # the hole m, cut out of y and filled by G_inp's first U-Net, against y
+    "teach": 10.0,  # Deviation: ours, what the box teacher (crf.py) says of m
+    "fill": 15.0,  # Deviation: ours, a hole cut out of y and filled by G_inp's first U-Net, against y
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
-OURS = {"teach": "ours, the box teacher's", "fill": "ours, of G_inp's first U-Net"}
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
 # Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
@@ -57,8 +53,9 @@ OPTIONS = {
     "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
-    **{f"lambda_{term}": (value, 0.0, OURS.get(term, f"λ{i + 1} of the paper") + ", needs VGG-19" * (term in VGG_TERMS))
-       for i, (term, value) in enumerate(LAMBDAS.items())},
+    **{f"lambda_{term}": (value, 0.0, f"λ{i} of the paper" * (i < 12) + "ours" * (i > 11)
+       + ", needs VGG-19" * (term in VGG_TERMS))
+       for i, (term, value) in enumerate(LAMBDAS.items(), 1)},
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
 
@@ -96,8 +93,8 @@ class SEIGAN(nn.Module):
     FAKES = ("y_hat", "z", "x_hat", "y_hat2")  # of a `Swap`: what the discriminators see, each with its replay pool
 
     def __init__(self, size=128, ngf=64, ndf=64, n_layers_D=4, seg_blocks=6, unet_downs=5, head_bias=-2.0,
-                 enh_direct=False, inp_direct=False, grow_hole=1, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0), crop_rule=None, lambdas=None,
-                 vgg_state=None):
+                 enh_direct=False, inp_direct=False, grow_hole=1, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0),
+                 crop_rule=None, lambdas=None, vgg_state=None):
         super().__init__()
         if len(box) != 4:
             raise ValueError(f"box must be left, top, width, height, got {box!r}")
@@ -112,18 +109,17 @@ class SEIGAN(nn.Module):
         self.size, self.box_prior, self.grow_hole = size, box_prior, grow_hole
         self.register_buffer("box", torch.tensor(box, dtype=torch.float64), persistent=False)
 
-        self.G_seg = SegmentationNet(ngf, seg_blocks, head_bias)
-        self.G_enh = EnhancementNet(ngf, unet_downs, enh_direct)
-        self.G_inp = InpaintingNet(ngf, unet_downs, inp_direct)
-        self.D_obj = Discriminator(ndf, n_layers_D)
-        self.D_bg = Discriminator(ndf, n_layers_D)
+        self.G_seg = networks.SegmentationNet(ngf, seg_blocks, head_bias)
+        self.G_enh = networks.EnhancementNet(ngf, unet_downs, enh_direct)
+        self.G_inp = networks.InpaintingNet(ngf, unet_downs, inp_direct)
+        self.D_obj = networks.Discriminator(ndf, n_layers_D)
+        self.D_bg = networks.Discriminator(ndf, n_layers_D)
         if size < self.D_obj.min_size:
             raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers")
         taps = losses.vgg_taps(self.lambdas)
         if taps and vgg_state is None:
-            raise ValueError(f"the λs of {', '.join(k for k in VGG_TERMS if self.lambdas[k])} are not 0, which takes "
-                             "VGG-19's weights")
-        self.vgg = VGG19Features(taps, vgg_state) if taps else None
+            raise ValueError(f"{', '.join(k for k in VGG_TERMS if self.lambdas[k])} take VGG-19's weights: vgg_state")
+        self.vgg = networks.VGG19Features(taps, vgg_state) if taps else None
 
     # --- the two swaps ---
 
@@ -135,7 +131,7 @@ class SEIGAN(nn.Module):
 
     def allowed(self, box, m):
         """The pixels that masks like `m` (N, 1, H, W) may take: `box` (N, 4) grown by `box_prior`; all without one."""
-        return box_mask(box, *m.shape[-2:], grow=self.box_prior).to(m)
+        return networks.box_mask(box, *m.shape[-2:], grow=self.box_prior).to(m)
 
     def swap(self, x, y, box=None, rng=None):
         """Both swaps (§3.1), a `Swap` with gradients: the object of x onto y, and back. Calls that do not depend on
@@ -228,11 +224,11 @@ class SEIGAN(nn.Module):
 
     def load_networks(self, states, names=None):
         """Load {name: state dict} of exactly the networks so named, by default all; ValueError for others."""
-        networks = self.networks(names)
-        if states.keys() != networks.keys():
-            raise ValueError(f"needs the weights of {', '.join(networks)}, got {', '.join(states) or 'none'}")
+        own = self.networks(names)
+        if states.keys() != own.keys():
+            raise ValueError(f"needs the weights of {', '.join(own)}, got {', '.join(states) or 'none'}")
         for name, state in states.items():
-            networks[name].load_state_dict(state)
+            own[name].load_state_dict(state)
 
     @torch.no_grad()
     def segment(self, x, box=None):
@@ -245,18 +241,13 @@ class SEIGAN(nn.Module):
 
         The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
         """
-        return self.G_enh(z, fixed_noise(z, seed))
+        return self.G_enh(z, networks.fixed_noise(z, seed))
 
     @torch.no_grad()
     def inpaint(self, x, m, seed=0):
         """x_hat = G_inp((1-m)*x): x (N, 3, H, W) in [-1, 1], the hole m (N, 1, H, W) in [0, 1], 1 = cut out -> x with
         the hole filled. Noise as for `enhance`."""
-        return self.G_inp((1 - m) * x, m, fixed_noise(x, seed))[0]
-
-    def hole(self, m):
-        """What is cut out of x for a mask m: a little more than it."""
-        # Deviation: the rim of an object that a tight mask leaves would draw its silhouette into the fill.
-        return F.max_pool2d(m, 2 * self.grow_hole + 1, 1, self.grow_hole)
+        return self.G_inp((1 - m) * x, m, networks.fixed_noise(x, seed))[0]
 
     def paste(self, x, y, box=None, seed=0):
         """y_hat = G_enh(m*x + (1-m)*y): x's object on y. x, y (N, 3, H, W) in [-1, 1] -> the same. See `enhance`."""
@@ -264,25 +255,24 @@ class SEIGAN(nn.Module):
 
     def remove(self, x, box=None, seed=0):
         """x_hat = G_inp((1-m)*x): x without its object. x (N, 3, H, W) in [-1, 1] -> the same. See `inpaint`."""
-        return self.inpaint(x, self.hole(self.segment(x, box)), seed)
+        # Deviation: a larger hole, for the rim of an object that a tight mask leaves would draw its silhouette.
+        return self.inpaint(x, networks.grow(self.segment(x, box), self.grow_hole), seed)
 
     def pictures(self, x, y, box=None, seed=0):
         """Both swaps with the noise of `enhance` and `inpaint`: {name: (N, 3 or 1, H, W)}, arguments as for those."""
         m = self.segment(x, box)
         z = losses.paste(x, y, m)
-        y_hat, x_hat = self.enhance(z, seed), self.inpaint(x, self.hole(m), seed)
+        y_hat, x_hat = self.enhance(z, seed), self.inpaint(x, networks.grow(m, self.grow_hole), seed)
         m_hat = self.segment(y_hat, box)
         return {"mask": m, "z": z, "y_hat": y_hat, "x_hat": x_hat, "m_hat": m_hat,
                 "x_hat2": self.enhance(losses.paste(y_hat, x_hat, m_hat), seed),
-                "y_hat2": self.inpaint(y_hat, self.hole(m_hat), seed)}
+                "y_hat2": self.inpaint(y_hat, networks.grow(m_hat, self.grow_hole), seed)}
 
     @torch.no_grad()
     def scores(self, pictures):
         """What the discriminators say of `pictures`: {name: (N,)}, the mean over each image, 1 = real."""
-        return {"d_obj_z": self.D_obj(pictures["z"]).mean((1, 2, 3)),
-                "d_obj_y_hat": self.D_obj(pictures["y_hat"]).mean((1, 2, 3)),
-                "d_bg_x_hat": self.D_bg(pictures["x_hat"]).mean((1, 2, 3)),
-                "d_bg_y_hat2": self.D_bg(pictures["y_hat2"]).mean((1, 2, 3))}
+        kinds = {"d_obj": (self.D_obj, ("z", "y_hat")), "d_bg": (self.D_bg, ("x_hat", "y_hat2"))}
+        return {f"{name}_{kind}": d(pictures[kind]).mean((1, 2, 3)) for name, (d, of) in kinds.items() for kind in of}
 
 
 Model = SEIGAN  # the name that every method's module has for its own
@@ -311,16 +301,15 @@ class Trainer:
             raise ValueError(f"ema must be from 0 to 0.5, got {ema}")
         self.model, self.ema, self.diffaug, self.amp, self.share, self.step = model, ema, diffaug, amp, share, 0
         self.teacher = None
-        generators, discriminators = (nn.ModuleList(model.networks(names).values()) for names in
+        generators, self.discriminators = (nn.ModuleList(model.networks(names).values()) for names in
                                       (model.GENERATORS, model.DISCRIMINATORS))
-        self.discriminators = discriminators
         # Deviation: G_seg has a rate of its own.
         self.opt_G = losses.adam({generators[0]: lr * lr_seg, generators[1:]: lr}, beta1)
-        self.opt_D = losses.adam({discriminators: lr}, beta1)
+        self.opt_D = losses.adam({self.discriminators: lr}, beta1)
         self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i) for i, k in enumerate(model.FAKES)}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
         # Deviation: tests use averaged generators.
-        shared = {id(network): network for network in (*discriminators, model.vgg)}
+        shared = {id(network): network for network in (*self.discriminators, model.vgg)}
         self.averaged = copy.deepcopy(model, shared).requires_grad_(False) if ema else model
 
     def train_step(self, batch, lr_factor=1.0):
@@ -413,7 +402,6 @@ def problem(args):
         return "every λ is 0: nothing to train"
     if args.vgg_weights and not terms & set(VGG_TERMS):
         return "--vgg_weights is given, but the λs of the terms that read it are all 0: bg_texture, bg_perc, obj_perc"
-    return None
 
 
 def depth(size):
@@ -423,8 +411,7 @@ def depth(size):
 
 def model_config(args, crops):
     """The arguments of `SEIGAN` that options and training crops give."""
-    same = ("size", "ngf", "ndf", "seg_blocks", "head_bias", "enh_direct",
-            "inp_direct", "grow_hole", "box_prior")
+    same = ("size", "ngf", "ndf", "seg_blocks", "head_bias", "enh_direct", "inp_direct", "grow_hole", "box_prior")
     return {name: vars(args)[name] for name in same} | {
         "unet_downs": args.unet_downs or depth(args.size), "n_layers_D": args.n_layers_D or depth(args.size),
         "box": torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
@@ -455,7 +442,7 @@ def vgg_state(file, taps):
             from torchvision.models import VGG19_Weights
 
             state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
-        VGG19Features(taps, state)
+        networks.VGG19Features(taps, state)
         return state
     except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
         raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "

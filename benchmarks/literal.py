@@ -51,10 +51,10 @@ def literal_terms(model, x, y, s, seen=None, label=None):
         "enh": lambda: ((1 - model.D_obj(d["y_hat"])) ** 2).mean(),
         "id_obj": lambda: (s["x_id"] - x).abs().mean(),
         "id_bg": lambda: (s["y_id"] - y).abs().mean(),
-        "fill": lambda: ((y - s["y_coarse"]).abs() * s["m"].detach()).sum() / (3 * s["m"].detach().sum()),
         # logarithms no lower than -100: m is 0 outside the box
         "teach": lambda: -(label * s["m"].log().clamp(min=-100)
                            + (1 - label) * (1 - s["m"]).log().clamp(min=-100)).mean(),
+        "fill": lambda: ((y - s["y_coarse"]).abs() * s["m"].detach()).sum() / (3 * s["m"].detach().sum()),
     }
     return {name: term() for name, term in terms.items()
             if model.lambdas[name] and (name != "teach" or label is not None)}

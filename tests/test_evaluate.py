@@ -143,7 +143,7 @@ def test_pictures_and_scores_are_those_of_the_model(run, checkpoints, dataroot):
     # G_inp sees the background with the true mask cut out
     hole = crops.mask("00004")[None]
     rng = torch.Generator().manual_seed(0)
-    filled = model.G_inp((1 - hole) * y, torch.randn((1, 1, 32, 32), generator=rng))
+    filled, _ = model.G_inp((1 - hole) * y, hole, torch.randn((1, 1, 32, 32), generator=rng))
     expected = ((filled - y).abs().mean(1, keepdim=True) * hole).sum() / hole.sum()
     assert float(row["G_inp_mae"]) == pytest.approx(expected.item(), abs=1e-4)
 

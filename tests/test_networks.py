@@ -6,7 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import losses
-from networks import Discriminator, EnhancementNet, InpaintingNet, SegmentationNet, UNet, VGG19Features, pad_to_multiple
+from networks import (
+    Discriminator,
+    EnhancementNet,
+    InpaintingNet,
+    SegmentationNet,
+    UNet,
+    VGG19Features,
+    pad_to_multiple,
+    prefill,
+)
 
 VGG19_WIDTHS = [64, 64, "pool", 128, 128, "pool"] + [256] * 4 + ["pool"] + [512] * 4 + ["pool"] + [512] * 4
 
@@ -20,9 +29,12 @@ def test_generators_keep_any_size_and_their_range(n, height, width):
     x = torch.rand(n, 3, height, width) * 2 - 1
     m = SegmentationNet(ngf=4, n_blocks=1)(x)
     assert m.shape == (n, 1, height, width) and 0 <= m.min() and m.max() <= 1
-    for net in (InpaintingNet(4, 2), InpaintingNet(4, 5), EnhancementNet(4, 2), EnhancementNet(4, 2, direct=True)):
+    for net in (EnhancementNet(4, 2), EnhancementNet(4, 2, direct=True)):
         out = net(x, noise_for(x))
         assert out.shape == x.shape and -1 <= out.min() and out.max() <= 1
+    for net in (InpaintingNet(4, 2), InpaintingNet(4, 5), InpaintingNet(4, 2, direct=True)):
+        for out in net((1 - m) * x, m, noise_for(x)):
+            assert out.shape == x.shape and -1 <= out.min() and out.max() <= 1
 
 
 def test_padding_reflects_at_right_and_bottom_only():
@@ -49,7 +61,90 @@ def test_initialisation():
 def test_generators_start_near_the_image():
     x = torch.rand(2, 3, 32, 32) - 0.5
     assert (EnhancementNet(8, 3)(x, noise_for(x)) - x).abs().mean() < 0.2
-    assert (InpaintingNet(8, 3)(x, noise_for(x)) - x).abs().mean() < 0.2
+    m = torch.rand(2, 1, 32, 32)
+    smooth = prefill((1 - m) * x, m, 3)
+    for image in InpaintingNet(8, 3)((1 - m) * x, m, noise_for(x)):
+        assert torch.allclose(image, (1 - m) * x + m * smooth.clamp(-1, 1), atol=1e-6)
+
+
+def test_inpainting_is_a_change_of_what_is_in_the_hole():
+    net, x = moved(InpaintingNet(4, 2)), torch.rand(2, 3, 16, 24) * 2 - 1
+    m, noise = torch.zeros(2, 1, 16, 24), noise_for(x)
+    m[..., 4:10, 6:15] = 1
+    x_hat, coarse = net((1 - m) * x, m, noise)
+    smooth = prefill((1 - m) * x, m, 2)
+    first = (smooth + net.first(torch.cat([smooth, m, noise], 1))).clamp(-1, 1)
+    expected = (1 - m) * x + m * first
+    assert torch.allclose(coarse, expected, atol=1e-6)
+    second = (first + net.second(torch.cat([expected, m], 1))).clamp(-1, 1)
+    assert torch.allclose(x_hat, (1 - m) * x + m * second, atol=1e-6)
+    outside = (m == 0).expand_as(x)
+    assert torch.equal(x_hat[outside], x[outside]) and (x_hat - smooth)[~outside].abs().mean() > 0.01
+    unseen = torch.where(m == 1, torch.rand_like(x), x)  # what was cut out cannot matter
+    assert torch.equal(net((1 - m) * unseen, m, noise)[0], x_hat)
+
+
+def test_the_papers_inpainting_is_two_u_nets_in_sequence():
+    net, cut = moved(InpaintingNet(4, 2, direct=True)), torch.rand(2, 3, 16, 16) * 2 - 1
+    m, noise = torch.rand(2, 1, 16, 16), noise_for(cut)
+    x_hat, coarse = net(cut, m, noise)
+    assert torch.allclose(coarse, torch.tanh(net.first(torch.cat([cut, noise], 1))))
+    assert torch.allclose(x_hat, torch.tanh(net.second(coarse)))
+
+
+def test_a_masks_gradient_through_the_fill_is_the_fill_less_x():
+    """x_hat = (1-m)x + m·fill: as G_inp begins, m learns from nothing else."""
+    x, weight = torch.rand(1, 3, 16, 16, dtype=torch.double) * 2 - 1, torch.randn(1, 3, 16, 16, dtype=torch.double)
+    m = torch.rand(1, 1, 16, 16, dtype=torch.double).requires_grad_()
+    x_hat, _ = InpaintingNet(4, 2).double()((1 - m) * x, m, torch.randn(1, 1, 16, 16, dtype=torch.double))
+    (x_hat * weight).sum().backward()
+    with torch.no_grad():
+        fill = prefill((1 - m) * x, m, 2)
+        assert torch.allclose(m.grad, (weight * (fill - x)).sum(1, keepdim=True), atol=1e-9)
+
+
+def moved(net):
+    """`net` away from its beginning."""
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return net
+
+
+def solve(x, m):
+    """Laplace's equation in the hole m (H, W) of 0 and 1, by a dense system; x (3, H, W); no flow across the border."""
+    height, width = m.shape
+    number = torch.arange(height * width).view(height, width)
+    a, b = torch.eye(height * width, dtype=torch.double), x.double().flatten(1).T.clone()
+    for i, j in m.nonzero().tolist():
+        near = [(i + di, j + dj) for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        near = [(k, n) for k, n in near if 0 <= k < height and 0 <= n < width]
+        row = number[i, j]
+        a[row] = 0
+        a[row, row] = len(near)
+        b[row] = 0
+        for k, n in near:
+            a[row, number[k, n]] -= 1
+    return torch.linalg.solve(a, b).T.view(3, height, width)
+
+
+def test_prefill_nearly_solves_laplaces_equation():
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    x = torch.stack([rows, columns * rows, torch.sin(3 * columns)])
+    m = torch.zeros(32, 32)
+    m[5:20, 9:28] = 1
+    m[25:, 3:6] = 1  # at the border
+    fill = prefill(((1 - m) * x)[None], m[None, None], 3)[0]
+    true = solve(x, m)
+    assert torch.allclose(fill[:, m == 0], x[:, m == 0], atol=1e-6)
+    error = (fill - true)[:, m == 1].abs().mean()
+    mean = x[:, m == 0].mean(1)[:, None]
+    assert error < 0.03 < 0.2 < (mean - true[:, m == 1]).abs().mean(), error
+
+
+def test_prefill_of_half_known_and_of_nothing_known():
+    x, m = torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 1, 8, 8)
+    assert torch.allclose(prefill((1 - m) * x, m, 2), x, atol=1e-5)  # whatever is half cut out
+    assert prefill(0 * x, torch.ones_like(m), 2).abs().max() == 0
 
 
 def test_enhancement_is_a_clamped_residual():
@@ -78,15 +173,21 @@ def test_nothing_passes_between_samples():
     """Per-sample normalisation: what stands beside an image in the batch does not change its output."""
     x = torch.rand(3, 3, 16, 16, dtype=torch.double) * 2 - 1
     noise = torch.randn(3, 1, 16, 16, dtype=torch.double)
-    for net, args in ((SegmentationNet(4, 1), ()), (InpaintingNet(4, 2), (noise,)), (EnhancementNet(4, 2), (noise,)),
-                      (Discriminator(4, 2), ())):
-        net = net.double()
-        alone = net(x[1:2], *(a[1:2] for a in args))
-        assert torch.allclose(net(x, *args)[1:2], alone, atol=1e-12)
-        assert net.train()(x, *args).equal(net.eval()(x, *args))
+    m = torch.rand(3, 1, 16, 16, dtype=torch.double)
+    for net, args in ((SegmentationNet(4, 1), ()), (InpaintingNet(4, 2), (m, noise)), (EnhancementNet(4, 2), (noise,)),
+                      (InpaintingNet(4, 2, direct=True), (m, noise)), (Discriminator(4, 2), ())):
+        net = moved(net).double()
+        for whole, alone in zip(each(net(x, *args)), each(net(x[1:2], *(a[1:2] for a in args))), strict=True):
+            assert torch.allclose(whole[1:2], alone, atol=1e-12)
+        for one, other in zip(each(net.train()(x, *args)), each(net.eval()(x, *args)), strict=True):
+            assert one.equal(other)
 
 
-@pytest.mark.parametrize("n_layers,field", [(2, 34), (3, 70), (4, 142)])
+def each(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("n_layers,field", [(2, 34), (3, 70), (4, 142), (5, 286)])
 def test_discriminator_receptive_field(n_layers, field):
     net = Discriminator(ndf=2, n_layers=n_layers)
     plain = nn.Sequential(*[m for m in net.body if isinstance(m, nn.Conv2d)]).double()  # normalisation sees everything

@@ -13,7 +13,7 @@ import losses
 import seigan
 from baselines import nocycle, supervised
 from benchmarks.literal import LiteralTrainer, literal_swap, literal_terms
-from networks import box_mask
+from networks import box_mask, fixed_noise, grow
 from running.checkpoint import load_checkpoint, load_model, save_checkpoint
 from seigan import LAMBDAS, NO_VGG, SEIGAN, Trainer
 
@@ -68,6 +68,24 @@ def test_swap_makes_six_generator_calls():
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     model.swap(*images())
     assert sorted(calls) == ["G_enh"] * 2 + ["G_inp"] * 2 + ["G_seg"] * 2
+
+
+def test_the_hole_in_y_is_the_objects_too():
+    """The first U-Net learns where its answer is known: what lies under a hole of the object's shape."""
+    model = tiny().double()
+    x, y = images(dtype=torch.double)
+    s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
+    other = model.swap(x, torch.where(s.m > 0.99, -y, y), rng=torch.Generator().manual_seed(5))
+    inside = (s.m > 0.5).expand_as(y)
+    difference = (s.y_coarse - y).abs()
+    expected = (difference * s.m).sum() / (3 * s.m.sum())
+    assert losses.hole_mae(s.y_coarse, y, s.m).item() == pytest.approx(expected.item())
+    assert inside.any() and difference[inside].mean() > 0.05 and other.m.equal(s.m)
+    without = tiny(lambdas=NO_VGG | {"fill": 0.0}).double()
+    m_y = without.mask(y, without.boxes(None, 2))
+    y_id = without.swap(x, y, rng=torch.Generator().manual_seed(5)).y_id
+    noise = torch.randn((12, 1, 16, 16), generator=torch.Generator().manual_seed(5), dtype=torch.double)[6:8]
+    assert torch.allclose(y_id, without.G_inp((1 - m_y) * y, m_y, noise)[0])  # the paper's: G_seg(y) alone
 
 
 def test_coarse_paste_by_hand():
@@ -134,6 +152,7 @@ OWNERS = {
     "id_obj": {"G_enh"},
     "id_bg": {"G_seg", "G_inp"},
     "teach": {"G_seg"},
+    "fill": {"G_inp"},
 }
 
 
@@ -161,7 +180,7 @@ def test_total_is_the_weighted_sum_and_only_weighted_terms_are_computed():
 
 def test_defaults_name_every_lambda_once():
     assert list(LAMBDAS) == ["inp", "inp2", "bg_texture", "bg_perc", "bg_mae", "obj_perc", "obj_mae", "coarse", "enh",
-                             "id_obj", "id_bg", "teach"]  # λ1..λ11, and ours
+                             "id_obj", "id_bg", "teach", "fill"]  # λ1..λ11, and ours
     assert SEIGAN(**TINY, lambdas={"enh": 7.0}).lambdas == LAMBDAS | {"enh": 7.0}
     with pytest.raises(ValueError, match="unknown loss terms .*bg_ssim"):
         SEIGAN(**TINY, lambdas={"bg_ssim": 1.0})
@@ -418,7 +437,7 @@ def test_one_batch_is_learned_and_the_mask_does_not_collapse():
     x[:, :, 4:12, 4:12] = 0.7
     logs = [trainer.train_step(batch_of(x, y)) for _ in range(150)]
     for term in ("obj_mae", "bg_mae"):  # over 20 steps: single ones jump, and differ with the number of threads
-        assert sum(log[term] for log in logs[-20:]) / 20 < 0.5 * logs[0][term]
+        assert sum(log[term] for log in logs[-20:]) / 20 < 0.7 * logs[0][term]
     assert 0.05 < logs[-1]["mask_area"] < 0.6
 
 
@@ -452,7 +471,9 @@ def test_segment_paste_remove(tmp_path):
     assert m.shape == (3, 1, 16, 16) and y_hat.shape == x_hat.shape == x.shape
     noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
     assert torch.equal(y_hat, model.G_enh(m * x + (1 - m) * y, noise))
-    assert torch.equal(x_hat, model.G_inp((1 - m) * x, noise))
+    hole = F.max_pool2d(m, 3, 1, 1)  # a pixel more in each direction
+    assert torch.equal(x_hat, model.G_inp((1 - hole) * x, hole, noise)[0])
+    assert torch.equal(x_hat, model.inpaint(x, hole)) and not torch.equal(x_hat, model.inpaint(x, m))
     assert torch.allclose(model.paste(x[1:2], y[1:2]), y_hat[1:2], atol=1e-6)  # whatever the batch
     assert not torch.equal(model.remove(x, seed=1), x_hat)
 
@@ -463,10 +484,10 @@ def test_pictures_are_those_of_segment_paste_and_remove(tmp_path):
     pictures = model.pictures(x, y, seed=4)
     assert list(pictures) == ["mask", "z", "y_hat", "x_hat", "m_hat", "x_hat2", "y_hat2"]
     m, m_hat = model.segment(x), model.segment(pictures["y_hat"])
-    y_hat, x_hat, noise = model.paste(x, y, seed=4), model.remove(x, seed=4), model.fixed_noise(x, 4)
+    y_hat, x_hat, noise = model.paste(x, y, seed=4), model.remove(x, seed=4), fixed_noise(x, 4)
     expected = {"mask": m, "z": m * x + (1 - m) * y, "y_hat": y_hat, "x_hat": x_hat, "m_hat": m_hat,
                 "x_hat2": model.G_enh(m_hat * y_hat + (1 - m_hat) * x_hat, noise),
-                "y_hat2": model.G_inp((1 - m_hat) * y_hat, noise)}
+                "y_hat2": model.inpaint(y_hat, grow(m_hat, 1), seed=4)}
     assert equal(pictures, expected)
     assert model.scores(pictures)["d_bg_x_hat"][1] == model.D_bg(x_hat)[1].mean()
 
