@@ -295,6 +295,7 @@ def draw_source(image_entry, crop, windows, size) -> Image.Image:
     for colour, boxes in ((others, image_entry["boxes"]), (backgrounds, windows), (its_crop, [crop["source_window"]]),
                           (own, [crop["source_box"]])):
         for x, y, w, h in boxes:
-            x, y = x - left, y - top
-            draw.rectangle([x * scale, y * scale, (x + w) * scale, (y + h) * scale], outline=colour)
+            right = min((x + w - left) * scale, thumbnail.width - 1)
+            bottom = min((y + h - top) * scale, thumbnail.height - 1)
+            draw.rectangle([(x - left) * scale, (y - top) * scale, right, bottom], outline=colour)
     return thumbnail

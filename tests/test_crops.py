@@ -18,8 +18,10 @@ from crops.rules import (
     find_objects,
     first_failing,
     free_position,
+    most_dropping,
     object_window,
     overlaps,
+    remedy,
     share_outside,
 )
 
@@ -130,6 +132,19 @@ def test_neighbours_count_where_a_crop_leaves_the_image():
     dropped.clear()
     assert find_objects(photo([b, box(149, 300, 50, 50)]), rules, dropped) == []
     assert dropped == {"neighbours": 1, "min_side": 1}
+
+
+def test_what_helps_is_told_also_where_no_rule_drops_most():
+    large = box(100, 100, 500, 300)  # each in an image of its own, so that none is another's neighbour
+    slim, small = box(200, 300, 300, 60), box(400, 300, 9, 9)
+    photos, rules = [photo([b]) for b in (large, slim, small, small)], Rules(object_size=20)
+    text = remedy("max_fraction", photos, rules)
+    assert text == "--max_fraction 1 would give 0 objects; then min_side drops most, a lower --min_side takes more"
+    rules = Rules(min_side=8)
+    assert remedy("max_fraction", photos, rules) == "--max_fraction 1 would give 3 objects"
+    assert most_dropping(Counter({"class": 7, "min_side": 2}), 10) == "min_side"
+    assert most_dropping(Counter({"class": 7, "min_side": 1}), 10) is None
+    assert most_dropping(Counter({"class": 7}), 7, half=False) == "class" and most_dropping(Counter(), 0) is None
 
 
 def test_class_crowd_and_score():

@@ -44,8 +44,9 @@ def files_of(root):
     }
 
 
-def write_source(folder, n=6, seed=0, first=0, boxes_each=2):
-    """n photographs, 200 x 150, with coloured squares on noise, and their COCO file; every 4th has no box."""
+def write_source(folder, n=6, seed=0, first=0, boxes_each=2, lefts=(30,)):
+    """n photographs, 200 x 150, with coloured squares on noise, and their COCO file; every 4th has no box. The first
+    box of each is at one of `lefts`."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -53,7 +54,7 @@ def write_source(folder, n=6, seed=0, first=0, boxes_each=2):
         pixels = rng.integers(60, 120, (150, 200, 3), dtype=np.uint8)
         images.append({"id": i, "file_name": f"{i:03}.png", "width": 200, "height": 150})
         for k in range(boxes_each if i % 4 else 0):
-            x, y, w, h = 30 + 90 * k, int(rng.integers(30, 80)), *rng.integers(20, 40, 2).tolist()
+            x, y, w, h = lefts[i % len(lefts)] + 90 * k, int(rng.integers(30, 80)), *rng.integers(20, 40, 2).tolist()
             pixels[y : y + h, x : x + w] = (255, 40 * k, 0)
             polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
             annotations.append(
@@ -170,7 +171,7 @@ WIDE = ["--crop_size", "64", "--outside", "reflect"]  # windows of four times th
 
 @pytest.fixture
 def edgy(tmp_path):
-    return write_source(tmp_path / "edgy", 12, boxes_each=1)
+    return write_source(tmp_path / "edgy", 12, boxes_each=1, lefts=(30, 150))
 
 
 def test_reflected_crops_are_void_beyond_the_photograph(edgy, tmp_path, capsys):
