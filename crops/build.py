@@ -240,7 +240,8 @@ class SplitBuild:
 
     def skipped(self) -> str:
         """The reasons for which images and boxes were left out, in brackets."""
-        return "".join(f" ({reason} {n})" for reason, n in self.source.skips.counts.items())
+        skips = self.source.skips
+        return "".join(f" ({reason} {n}, first: {skips.examples[reason]})" for reason, n in skips.counts.items())
 
     def stems(self) -> dict:
         """{kind: file names, in lower case, that other sources have taken}."""

@@ -368,7 +368,7 @@ def test_an_image_of_test_never_serves_train(source, tmp_path, capsys):
     out = tmp_path / "out"
     coco(source, out, "--split", "test")
     assert "image_in_other_split" not in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"train: no image is left for it \(image_in_other_split 6\)"):
+    with pytest.raises(UserError, match=r"train: no image is left for it \(image_in_other_split 6, first: test uses"):
         coco(source, out, "--split", "train")
     more = write_source(source.parent, 12)  # the same six, and six more
     coco(more, out, "--split", "train")
@@ -703,7 +703,8 @@ def test_no_image_that_opens_is_an_error(edgy, tmp_path, capsys):
     for path in edgy.parent.glob("*.png"):
         path.write_bytes(path.read_bytes()[:300])
     code, _, err = command(capsys, *words_of(edgy, tmp_path / "out"))
-    assert code == 2 and "train: none of the objects could be cut (image_unreadable 12)" in err
+    assert code == 2 and "train: none of the objects could be cut (image_unreadable 12, first: " in err
+    assert err.count("\n") == 1
 
 
 def test_presets_and_flags():
