@@ -138,6 +138,11 @@ def add_rule_options(parser):
         help="the box's longer side / the image's longer side at most; 0 or 1 = off [0.4]")
     add("--min_aspect", type=number(0, 1), metavar="F",
         help="the box's smaller / larger side must exceed this [dogs 0, coco 0.4]")
+    add("--outside", choices=("drop", "reflect"),
+        help="objects whose crop would leave the image: drop; or reflect: the image's reflection fills it, void in the "
+             "masks [drop]")
+    add("--max_outside", type=number(0, 1), metavar="F",
+        help="with --outside reflect: share of the crop's area beyond the image at most [0.5]")
     add("--classes", type=names, metavar="A,B", help="only these classes become objects [all]")
     add("--exclude", type=names, metavar="A,B", help="these never become objects [none]")
     add("--min_score", type=number(0, 1), metavar="F",

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from crops import index as dataroot
@@ -15,7 +16,7 @@ from crops.annotations import Box, Skips, read_folder
 from crops.check import make_sheet, near_duplicates
 from crops.cutting import CutJob, Piece, cut_job, in_parallel
 from crops.index import SPLITS, describe_piece, make_stem, read_index
-from crops.rules import DROPS, Rules, find_backgrounds, find_objects, name_hash
+from crops.rules import DROPS, Rules, find_backgrounds, find_objects, most_dropping, name_hash, remedy
 from images import UserError
 
 
@@ -90,8 +91,18 @@ def build_split(target, photos):
     photos, rules = target.unused(photos), target.rules
     dropped, jobs, taken = Counter(), [], target.stems()
     found = {photo.file: find_objects(photo, rules, dropped) for photo in photos}
+    if target.is_needed and not any(found.values()):
+        raise UserError(no_objects(target, photos, dropped))
     y_photos = background_photos(target, photos, found)
     windows, placed = find_backgrounds(y_photos, [window[2:] for pairs in found.values() for _, window in pairs], rules)
+    if target.is_needed and rules.y_per_x and not windows and not target.stems()["backgrounds"]:
+        raise UserError(f"{target.split}: no background found a place: {more_room(target, y_photos)}")
+    boxes = sum(len(photo.boxes) for photo in photos)
+    hints = []
+    if rule := most_dropping(dropped, boxes):
+        hints.append(f"more than half   dropped by {rule}: {remedy(rule, photos, rules)}")
+    if 2 * placed["missing"] > placed["wanted"]:
+        hints.append(f"few backgrounds  {more_room(target, y_photos)}")
     for photo in {photo.file: photo for photo in [*photos, *y_photos]}.values():
         objects = [Piece(make_stem(photo.file, box.id, taken["objects"]), window, box)
                    for box, window in found.get(photo.file, [])]
@@ -99,9 +110,34 @@ def build_split(target, photos):
                        for k, window in enumerate(windows.get(photo.file, []))]
         if objects or backgrounds:
             jobs.append(CutJob(photo._replace(boxes=[box[:4] for box in photo.boxes]), objects, backgrounds))
-    target.write(jobs, {"images": len(photos), "boxes": sum(len(photo.boxes) for photo in photos),
+    target.write(jobs, {"images": len(photos), "boxes": boxes,
                         "dropped": {rule: dropped[rule] for rule in DROPS if dropped[rule]},
-                        "backgrounds_planned": dict(placed)})
+                        "backgrounds_planned": dict(placed)}, hints)
+
+
+def no_objects(target, photos, dropped) -> str:
+    """Why a source gives no object, and what to do."""
+    boxes = sum(len(photo.boxes) for photo in photos)
+    if not photos:
+        return f"{target.split}: no image is left for it{target.skipped()}"
+    if not boxes:
+        return f"{target.split}: no box in its {len(photos)} images{target.skipped()}"
+    rule = most_dropping(dropped, boxes, half=False)
+    return (f"{target.split}: none of the {boxes} boxes becomes an object, {rule} alone drops {dropped[rule]}: "
+            f"{remedy(rule, photos, target.rules)}")
+
+
+def more_room(target, y_photos) -> str:
+    """Where backgrounds of X's sizes could come from, when `y_photos` have no room for them."""
+    y_from, share = target.rules.y_from, int(target.split != "train")
+    if y_from in ("same", "any"):
+        return (f"objects leave too little room in their photographs (at most --y_per_image {target.rules.y_per_image} "
+                "each): --y_from DIR takes backgrounds from photographs without objects")
+    if not y_photos:
+        return (f"no image of --y_from {y_from} is for {target.split}: they are divided by their names, "
+                f"--test_fraction {share} takes all{target.skipped()}")
+    return (f"the {len(y_photos)} images of --y_from {y_from} for {target.split} are too few, or too small for the "
+            "objects' windows: add more and larger ones")
 
 
 def background_photos(target, photos, found) -> list:
@@ -144,6 +180,8 @@ def build_finished(source: Source, backgrounds: list, masks: dict, name: str, ru
             piece = Piece(make_stem(photo.file, "", taken["objects"]), window, box)
             jobs.append(CutJob(photo._replace(boxes=[box[:4]]), [piece], []))
         boxes = len(jobs)
+        if target.is_needed and not boxes:
+            raise UserError(f"{split}: no image of {source.images} is left for it{target.skipped()}")
         for photo in target.unused(y_parts[split]):
             piece = Piece(make_stem(photo.file, "", taken["backgrounds"]), whole_window(photo, rules.fit))
             jobs.append(CutJob(photo, [], [piece]))
@@ -195,20 +233,31 @@ class SplitBuild:
             photos = free
         return photos
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether nothing for it is a mistake: `auto` may leave out test and val."""
+        return self.split == "train" or self.output.split != "auto"
+
+    def skipped(self) -> str:
+        """The reasons for which images and boxes were left out, in brackets."""
+        skips = self.source.skips
+        return "".join(f" ({reason} {n}, first: {skips.examples[reason]})" for reason, n in skips.counts.items())
+
     def stems(self) -> dict:
         """{kind: file names, in lower case, that other sources have taken}."""
         return {kind: {stem.lower() for stem, crop in self.index[kind].items() if crop["origin"] != self.number}
                 for kind in ("objects", "backgrounds")}
 
-    def write(self, jobs, counts):
-        """Cut what is planned, list it in crops.json, draw the contact sheet, print the summary.
+    def write(self, jobs, counts, hints=()):
+        """Cut what is planned, list it in crops.json, draw the contact sheet, print the summary with `hints`.
 
-        Crops that the same source gave before are replaced, unless they are these already.
+        Crops that the same source gave before are replaced, unless they are these already. UserError when no object, or
+        no background, could be cut.
         """
         if not jobs and self.output.split == "auto" and not self.folder.exists():
             print(f"{self.split}: no crop falls into it, so it is left out")
             return
-        entries, plan = self.index["rules"], plan_hash(jobs, self.rules.crop_size)
+        entries, plan = self.index["rules"], plan_hash(jobs, self.rules)
         if self.number < len(entries) and entries[self.number]["plan"] == plan:
             dataroot.drop_journal(self.folder, plan)  # left where the command was killed after the last file
             print(f"{self.split}: these crops are complete already, nothing to do")
@@ -223,13 +272,17 @@ class SplitBuild:
                                                  "plan": "" if failed else plan, "counts": counts}]
         dataroot.save_index(self.folder, self.index)
         dataroot.drop_journal(self.folder, plan)
-        print(self.summary(counts))
+        print(self.summary(counts, hints))
         print(f"  to look at       {make_sheet(self.output.dataroot, self.split)}")
         for other, images in self.others.items():
             pairs = near_duplicates(self.index["images"], images)
             if pairs:
                 print(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and {pairs[0][1]}; "
                       f"`prepare.py check {self.output.dataroot}` lists them")
+        _, *planned = zip(*jobs, strict=True)
+        for kind, pieces in zip(("objects", "backgrounds"), planned, strict=True):
+            if any(pieces) and not counts[kind]:
+                raise UserError(f"{self.split}: none of the {kind} could be cut{self.skipped()}")
 
     def drop_earlier(self):
         """Take the crops that this source gave before off the list, then delete their files."""
@@ -264,34 +317,35 @@ class SplitBuild:
                                          "hash": line["hash"], "boxes": photo.boxes, "upright": photo.upright})
         return counts
 
-    def summary(self, counts) -> str:
+    def summary(self, counts, hints) -> str:
         """What became of the source's boxes, as a few lines of text."""
         planned, dropped, boxes = counts["backgrounds_planned"], counts["dropped"], counts["boxes"]
-        classes = Counter(crop["class"] for crop in self.index["objects"].values() if crop["origin"] == self.number)
+        mine = [crop for crop in self.index["objects"].values() if crop["origin"] == self.number]
+        reflected = [crop["outside"] for crop in mine if "outside" in crop]
+        classes = Counter(crop["class"] for crop in mine)
         rules = ", ".join(f"{rule} {n}" for rule, n in dropped.items())
         common = ", ".join(f"{name} {n}" for name, n in classes.most_common(8))
         lines = [f"{self.split}: {boxes} boxes in {counts['images']} images",
                  f"  objects (X)      {counts['objects']}, {counts['masks']} with a mask",
                  f"  dropped by rule  {sum(dropped.values())}" + (f" ({rules})" if rules else "")]
-        lines += [f"  more than half   dropped by {rule}: {DROPS[rule]}"
-                  for rule, n in dropped.items() if 2 * n > boxes]
+        if reflected:
+            lines.append(f"  reflected        {len(reflected)} objects' crops leave the image, with a median of "
+                         f"{np.median(reflected):.0%} of their area")
         lines += [f"  backgrounds (Y)  {counts['backgrounds']} of {planned['wanted']} wanted; "
                   f"{planned['smaller']} smaller than drawn from X, {planned['missing']} found no place",
                   f"  classes of X     {len(classes)}" + (f" ({common})" if common else "")]
         lines += [f"  skipped          {reason} {n} (first: {self.source.skips.examples[reason]})"
                   for reason, n in self.source.skips.counts.items()]
-        if counts["objects"] == 0:
-            lines.append("  no object meets the rules: see which rule dropped most, and loosen it")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {hint}" for hint in hints)])
 
 
 # --- cutting ---
 
 
-def plan_hash(jobs, size: int) -> str:
+def plan_hash(jobs, rules: Rules) -> str:
     """A name for exactly these crops, wherever the command is typed."""
     jobs = [job._replace(photo=job.photo._replace(path=os.path.abspath(job.photo.path))) for job in jobs]
-    return hashlib.sha256(repr((size, jobs)).encode()).hexdigest()
+    return hashlib.sha256(repr((rules.crop_size, rules.outside, jobs)).encode()).hexdigest()
 
 
 def cut_jobs(jobs, plan: str, folder, size: int, num_workers: int, label="") -> list:

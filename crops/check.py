@@ -12,7 +12,7 @@ from tqdm import tqdm
 from crops.annotations import Photo
 from crops.cutting import hull_of, in_parallel, open_annotated
 from crops.index import FOLDERS, JOURNAL, SPLITS, read_index
-from crops.rules import edges_of, lies_inside, name_hash, overlaps
+from crops.rules import edges_of, name_hash, overlaps, share_outside
 from images import OBJECT, UNREADABLE, VOID, UserError, list_images, written_whole
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
@@ -23,7 +23,7 @@ COLOURS = {"the object's box": "lime", "its crop": "yellow", "other boxes": "red
 def check_crops(dataroot, num_workers=0) -> tuple:
     """Look through all splits, print what they hold and how X and Y compare.
 
-    Returns (problems: texts, remarks: {what tells X from Y: [splits where it does]}). UserError without a split.
+    Returns (problems: texts, remarks: {what tells X from Y: [where it does, and how well]}). UserError without a split.
     """
     problems, remarks, indices = [], defaultdict(list), {}
     for split in SPLITS:
@@ -31,10 +31,10 @@ def check_crops(dataroot, num_workers=0) -> tuple:
             indices[split], faults, x, y = check_split(dataroot, split, num_workers)
             problems += faults
             print(describe_split(split, indices[split]))
-            for feature, telling, line in compare(indices[split], x, y):
+            for feature, chance, line in compare(indices[split], x, y):
                 print(line)
-                if telling:
-                    remarks[feature].append(split)
+                if tells(chance):
+                    remarks[feature].append(f"{split}: P {chance:.2f}")
     if not indices:
         raise UserError(f"no folder {', '.join(SPLITS)} in {dataroot}: give the folder that --out named")
     for one, other in combinations(indices, 2):
@@ -52,8 +52,10 @@ def describe_split(split, index) -> str:
     """One line of what a split holds."""
     classes = Counter({name: entry["objects"] for name, entry in index["classes"].items()})
     common = ", ".join(f"{name} {n}" for name, n in classes.most_common(8))
+    reflected = sum("outside" in crop for crop in index["objects"].values())
     return (f"{split}: {len(index['objects'])} objects ({index['counts'].get('masks', 0)} masks; "
-            f"{common or 'no class'}), {len(index['backgrounds'])} backgrounds from {len(index['images'])} images")
+            f"{common or 'no class'}{f'; {reflected} leave their image' * bool(reflected)}), "
+            f"{len(index['backgrounds'])} backgrounds from {len(index['images'])} images")
 
 
 # --- faults ---
@@ -130,14 +132,16 @@ def unlisted_files(folder, index) -> list:
 
 
 def misplaced_windows(folder, index) -> list:
-    """Windows that leave their image, or touch a box that is not their own object's."""
+    """Windows that leave their image against their rules, or touch a box that is not their own object's."""
     boxes = {(image["origin"], image["file"]): edges_of(image["boxes"]) for image in index["images"]}
     faults = []
     for kind in ("objects", "backgrounds"):
         for stem, crop in index[kind].items():
             (x0, y0, w, h), size = crop["source_window"], crop["source_size"]
-            if not lies_inside(crop["source_window"], *size):
-                faults.append(f"{folder / kind / stem}.png: its window leaves the image")
+            share, rules = share_outside(crop["source_window"], *size), index["rules"][crop["origin"]]
+            reflects = kind == "objects" and rules.get("outside") == "reflect"
+            if share > (rules["max_outside"] if reflects else 0):
+                faults.append(f"{folder / kind / stem}.png: its window leaves the image, with {share:.0%} of its area")
             around = boxes.get((crop["origin"], crop["source"]), np.zeros((0, 4)))
             slack = 1e-6 * max(size)
             inner = (x0 + slack, y0 + slack, w - 2 * slack, h - 2 * slack)
@@ -172,8 +176,13 @@ def separability(a, b) -> float:
     return float(below.sum() / (2 * a.size * b.size))
 
 
+def tells(chance: float) -> bool:
+    """Whether a discriminator can live on a feature of this `separability`."""
+    return not ALIKE[0] <= chance <= ALIKE[1]
+
+
 def compare(index, x, y) -> list:
-    """How X's surroundings and windows compare with Y's: [(feature, whether it tells X from Y, line of text)].
+    """How X's surroundings and windows compare with Y's: [(feature, `separability`, line of text)].
 
     x, y: [(sharpness, brightness), ...]
     """
@@ -186,10 +195,9 @@ def compare(index, x, y) -> list:
     for feature, unit, (a, b) in (("sharpness", "", sharpness), ("brightness", "", brightness),
                                   ("window size", ", source px", sides)):
         chance = separability(a, b)
-        telling = not ALIKE[0] <= chance <= ALIKE[1]
         line = (f"  {feature + unit:22} X median {np.median(a):7.1f}   Y median {np.median(b):7.1f}   "
-                f"P(X > Y) {chance:.2f}" + telling * "  <- a discriminator can tell them apart by this")
-        found.append((feature, telling, line))
+                f"P(X > Y) {chance:.2f}" + tells(chance) * "  <- a discriminator can tell them apart by this")
+        found.append((feature, chance, line))
     return found
 
 
@@ -274,15 +282,20 @@ def paste_crop(sheet, path, side, place):
 def draw_source(image_entry, crop, windows, size) -> Image.Image:
     """A thumbnail of a source image with its boxes and windows in COLOURS; grey when the image is no longer there."""
     try:
-        width, height = crop["source_size"]
-        thumbnail = open_annotated(Photo("", image_entry["path"], width, height, [], image_entry["upright"]))
+        (width, height), (x0, y0, w, h) = crop["source_size"], crop["source_window"]
+        photo = open_annotated(Photo("", image_entry["path"], width, height, [], image_entry["upright"]))
+        left, top = min(math.floor(x0), 0), min(math.floor(y0), 0)
+        thumbnail = photo.crop((left, top, max(math.ceil(x0 + w), width), max(math.ceil(y0 + h), height)))
     except (OSError, TypeError):  # it is gone; it was none, of a drawn set
         return Image.new("RGB", size, "grey")
+    whole = thumbnail.width
     thumbnail.thumbnail(size)
-    draw, scale = ImageDraw.Draw(thumbnail), thumbnail.width / width
+    draw, scale = ImageDraw.Draw(thumbnail), thumbnail.width / whole
     own, its_crop, others, backgrounds = COLOURS.values()
     for colour, boxes in ((others, image_entry["boxes"]), (backgrounds, windows), (its_crop, [crop["source_window"]]),
                           (own, [crop["source_box"]])):
         for x, y, w, h in boxes:
-            draw.rectangle([x * scale, y * scale, (x + w) * scale, (y + h) * scale], outline=colour)
+            right = min((x + w - left) * scale, thumbnail.width - 1)
+            bottom = min((y + h - top) * scale, thumbnail.height - 1)
+            draw.rectangle([(x - left) * scale, (y - top) * scale, right, bottom], outline=colour)
     return thumbnail

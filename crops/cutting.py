@@ -16,7 +16,8 @@ from PIL import Image
 
 from crops.annotations import Box, Photo
 from crops.coco_masks import decode_mask
-from images import OBJECT, UNREADABLE, as_stored, open_image, resize_mask, save_png, upright
+from crops.rules import lies_inside
+from images import OBJECT, UNREADABLE, VOID, as_stored, open_image, resize_mask, save_png, upright
 
 
 class Piece(NamedTuple):
@@ -59,8 +60,29 @@ def open_annotated(photo: Photo) -> Image.Image:
 
 
 def cut_window(image: Image.Image, window, size: int) -> np.ndarray:
-    """Resample `window` of an RGB image to (size, size, 3) uint8 in one antialiased bicubic step."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=clamp(window, image.size)))
+    """Resample `window` of an RGB image to (size, size, 3) uint8 in one antialiased bicubic step. Beyond the image it
+    shows the image's reflection."""
+    corners = clamp(window, image.size)
+    if not lies_inside(window, *image.size):
+        pixels, (left, top, right, bottom) = np.asarray(image), reach(window, size, 2)
+        image = Image.fromarray(pixels[reflect(top, bottom, image.height)][:, reflect(left, right, image.width)])
+        corners = window[0] - left, window[1] - top, window[0] - left + window[2], window[1] - top + window[3]
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=corners))
+
+
+def reflect(start: int, stop: int, n: int) -> np.ndarray:
+    """Indices that continue 0..n-1 by reflection without repeating the edge, for the places start..stop-1."""
+    before = max(-start, 0)
+    return np.pad(np.arange(n), (before, max(stop - n, 0)), mode="reflect")[start + before:stop + before]
+
+
+def reach(window, size: int, support: int):
+    """(left, top, right, bottom) of the whole pixels that resampling a window to `size` px reads, in the image or not.
+    support: half the kernel's width, in pixels of the finer of window and crop."""
+    x0, y0, w, h = window
+    margin = support * math.ceil(max(w / size, h / size, 1)) + 1
+    return (math.floor(x0) - margin, math.floor(y0) - margin,
+            math.ceil(x0 + w) + margin, math.ceil(y0 + h) + margin)
 
 
 def clamp(window, image_size):
@@ -70,7 +92,7 @@ def clamp(window, image_size):
 
 
 def hull_of(window, image_size):
-    """(left, top, right, bottom) of the whole pixels that a window touches: the extent of its mask at the source."""
+    """(left, top, right, bottom) of an image's whole pixels that a window touches: the extent of its source mask."""
     left, top, right, bottom = clamp(window, image_size)
     return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
 
@@ -78,17 +100,21 @@ def hull_of(window, image_size):
 def cut_mask(mask, photo: Photo, window, size: int):
     """An object's packed mask for its crop and at source resolution.
 
-    Returns (size, size) uint8, thresholded at half coverage after antialiased resampling, and the mask over the
-    window's integer hull (see `hull_of`). ValueError when the annotation does not fit the image.
+    Returns (size, size) uint8, thresholded at half coverage after antialiased resampling, VOID beyond the image; and
+    the mask over the window's integer hull in the image (see `hull_of`). ValueError when the annotation does not fit
+    the image.
     """
-    left, top, right, bottom = clamp(window, (photo.width, photo.height))
-    hull = hull_of(window, (photo.width, photo.height))
-    margin = math.ceil(max(window[2:]) / size) + 1  # resampling reads a little beyond the window
-    x0, y0 = max(hull[0] - margin, 0), max(hull[1] - margin, 0)
-    x1, y1 = min(hull[2] + margin, photo.width), min(hull[3] + margin, photo.height)
-    part = decode_mask(mask, photo.width, photo.height, (x0, y0, x1, y1))
-    crop = resize_mask(part, size, (left - x0, top - y0, right - x0, bottom - y0))
-    return crop, part[hull[1] - y0:hull[3] - y0, hull[0] - x0:hull[2] - x0]
+    image_size = photo.width, photo.height
+    left, top, right, bottom = reach(window, size, 1)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, photo.width), min(bottom, photo.height)
+    part = decode_mask(mask, *image_size, (x0, y0, x1, y1))
+    hull, corners = hull_of(window, image_size), clamp(window, image_size)
+    source = part[hull[1] - y0:hull[3] - y0, hull[0] - x0:hull[2] - x0]
+    if not lies_inside(window, *image_size):
+        part = np.pad(part, ((y0 - top, bottom - y1), (x0 - left, right - x1)), constant_values=VOID)
+        x0, y0, corners = left, top, (window[0], window[1], window[0] + window[2], window[1] + window[3])
+    box = corners[0] - x0, corners[1] - y0, corners[2] - x0, corners[3] - y0
+    return resize_mask(part, size, box), source
 
 
 def box_in_crop(box: Box, window, size: int) -> list:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from crops.cutting import CutJob, box_in_crop
+from crops.rules import share_outside
 from images import UserError, written_whole
 
 FORMAT = 1
@@ -76,14 +77,18 @@ def add_counts(counts) -> dict:
 
 
 def describe_piece(piece, photo, size: int, origin: int) -> dict:
-    """The entry of a crop in crops.json; an object has its box and class too. origin: index into "rules"."""
+    """The entry of a crop in crops.json; an object has its box and class too, and where its crop leaves the photograph
+    "outside", the share of the crop that lies beyond. origin: index into "rules"."""
     entry = {"source": photo.file, "source_size": [photo.width, photo.height], "source_window": list(piece.window),
              "origin": origin}
     if piece.box is None:
         return entry
     x, y, w, h, name, key, *_ = piece.box
-    return {**entry, "source_box": [x, y, w, h], "box": box_in_crop(piece.box, piece.window, size), "class": name,
-            "id": key}
+    share = share_outside(piece.window, photo.width, photo.height)
+    if share:
+        entry["outside"] = share
+    return {**entry, "source_box": [x, y, w, h], "box": box_in_crop(piece.box, piece.window, size),
+            "class": name, "id": key}
 
 
 # --- files ---

@@ -6,7 +6,7 @@ Nothing here depends on the order of the images.
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,9 +24,11 @@ DROPS = {  # every reason to drop a box, and what to do where it drops too many
     "min_side": "a lower --min_side takes more",
     "max_fraction": "a higher --max_fraction takes more",
     "min_aspect": "a lower --min_aspect takes more",
-    "outside": "the crop leaves the image, a larger --object_size takes less around the object",
+    "outside": "the crop leaves the image: --outside reflect takes it, a larger --object_size less around the object",
+    "max_outside": "too much of the crop lies beyond the image, or the box's middle: a higher --max_outside takes more",
     "neighbours": "another box reaches into the crop, a larger --object_size takes less around the object",
 }
+OFF = {"max_fraction": 1, "min_aspect": 0, "outside": "reflect"}  # the values at which these rules drop nothing
 OVERLAP = 0.25  # of its area: the most that a background shares with an earlier one of the same image
 
 
@@ -39,6 +41,8 @@ class Rules:
     min_side: float = 20.0  # the box's smaller source side must exceed it
     max_fraction: float = 0.4  # largest (box's longer side / image's longer side); 0 or 1 = off
     min_aspect: float = 0.4  # smaller / larger side of the box must exceed it
+    outside: str = "drop"  # drop: the crop must lie in the image; reflect: what lies beyond shows its reflection
+    max_outside: float = 0.5  # largest share of a crop's area beyond the image
     fit: str = "warp"  # warp: box to a square (the paper's); keep: the box keeps its aspect
     min_score: float = 0.0  # a detector's score from which a box may be an object; all boxes keep crops away
     classes: tuple = ()  # only these become objects; () = all
@@ -79,7 +83,12 @@ def first_failing(box: Box, photo: Photo, rules: Rules):
         return "max_fraction"
     if short <= rules.min_aspect * long:
         return "min_aspect"
-    return None if lies_inside(object_window(box, rules), photo.width, photo.height) else "outside"
+    share = share_outside(object_window(box, rules), photo.width, photo.height)
+    if share and rules.outside == "drop":
+        return "outside"
+    # with its middle in the image, a reflection shows nothing that the crop has not seen, thus no neighbour
+    middle_inside = 0 <= box.x + box.w / 2 <= photo.width and 0 <= box.y + box.h / 2 <= photo.height
+    return None if not share or share <= rules.max_outside and middle_inside else "max_outside"
 
 
 def lies_inside(window, width, height) -> bool:
@@ -87,6 +96,15 @@ def lies_inside(window, width, height) -> bool:
     x0, y0, w, h = window
     slack = 1e-6 * max(width, height)
     return x0 >= -slack and y0 >= -slack and x0 + w <= width + slack and y0 + h <= height + slack
+
+
+def share_outside(window, width, height) -> float:
+    """The share of a window's area that lies beyond an image of width x height; rounding errors are none."""
+    if lies_inside(window, width, height):
+        return 0.0
+    x0, y0, w, h = window
+    across, down = min(x0 + w, width) - max(x0, 0), min(y0 + h, height) - max(y0, 0)
+    return 1 - max(across, 0) * max(down, 0) / (w * h)
 
 
 def find_objects(photo: Photo, rules: Rules, dropped: Counter):
@@ -107,6 +125,31 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
         else:
             dropped[rule] += 1
     return found
+
+
+def most_dropping(dropped, boxes: int, half=True):
+    """The rule that drops most of a source's boxes, None if it drops at most half; half False: however few it drops.
+    What --classes and --exclude leave out counts only where there is nothing else."""
+    rules = {rule: n for rule, n in dropped.items() if rule != "class" and n}
+    if not rules:
+        return "class" if not half and dropped["class"] else None
+    rule = max(rules, key=rules.get)
+    return rule if not half or 2 * rules[rule] > boxes - dropped["class"] else None
+
+
+def remedy(rule: str, photos, rules: Rules) -> str:
+    """What to do about a rule that drops too many boxes: the flags that take them, those for the rules that would drop
+    most after it too, and how many objects they would give."""
+    boxes, flags, found = sum(len(photo.boxes) for photo in photos), {}, 0
+    while rule in OFF:
+        flags[rule] = OFF[rule]
+        dropped = Counter()
+        found = sum(len(find_objects(photo, replace(rules, **flags), dropped)) for photo in photos)
+        rule = most_dropping(dropped, boxes, half=found > 0)
+    if not flags:
+        return DROPS[rule]
+    gain = " ".join(f"--{name} {value}" for name, value in flags.items()) + f" would give {found} objects"
+    return gain if rule is None else f"{gain}; then {rule} drops most, {DROPS[rule]}"
 
 
 def edges_of(boxes) -> np.ndarray:

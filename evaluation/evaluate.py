@@ -51,15 +51,17 @@ def read_truth(crops, stem):
     """The true mask of `stem` as a `mask_scores.Truth`: from masks_source/ (as annotated), else from masks/; None if it
     has none. UserError where the file's size contradicts crops.json."""
     path = os.path.join(crops.root, "masks_source", f"{stem}.png")
-    window = crops.records.get(stem, {}).get("source_window")
+    record = crops.records.get(stem, {})
+    window, limits = record.get("source_window"), record.get("source_size", (math.inf, math.inf))
     if window is None or not os.path.isfile(path):
         if stem not in crops.masks:
             return None
         mask = np.asarray(open_mask(crops.masks[stem]))
         return mask_scores.Truth(mask, (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])))
     mask, (x0, y0, w, h) = np.asarray(open_mask(path)), window
-    origin = math.floor(max(x0, 0)), math.floor(max(y0, 0))  # rounding errors may lie beyond the image's edge
-    expected = math.ceil(x0 + w) - origin[0], math.ceil(y0 + h) - origin[1]
+    # a window may leave the photograph: its mask ends there, so that nothing beyond is scored
+    origin = math.floor(max(x0, 0)), math.floor(max(y0, 0))
+    expected = math.ceil(min(x0 + w, limits[0])) - origin[0], math.ceil(min(y0 + h, limits[1])) - origin[1]
     if max(abs(expected[0] - mask.shape[1]), abs(expected[1] - mask.shape[0])) > 1:
         raise UserError(f"{path} has {mask.shape[1]} x {mask.shape[0]} pixels, its source_window in crops.json says "
                         f"{expected[0]} x {expected[1]}: make the set anew")

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
+from crops.cutting import reflect
 from images import UserError
 
 STRIP = 256  # rows done at a time
@@ -30,12 +31,6 @@ def hull(window, width: int, height: int):
     if left >= right or top >= bottom:
         raise UserError(f"the window {window} lies outside the image of {width} x {height} pixels")
     return left, top, right, bottom
-
-
-def reflect(start: int, stop: int, n: int) -> np.ndarray:
-    """Indices that continue 0..n-1 by reflection without repeating the edge, for the places start..stop-1."""
-    before = max(-start, 0)
-    return np.pad(np.arange(n), (before, max(stop - n, 0)), mode="reflect")[start + before:stop + before]
 
 
 def crop(photo: np.ndarray, window, width: int, height: int, beyond: str = "reflect") -> np.ndarray:

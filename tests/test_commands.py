@@ -107,8 +107,8 @@ def test_val_is_a_split_like_the_others(source, tmp_path, capsys):  # noqa: F811
     coco(more, out, "--split", "val")
     coco(source, out, "--split", "train")
     assert "image_in_other_split" not in capsys.readouterr().out
-    coco(more, out, "--split", "test")
-    assert "val uses it" in capsys.readouterr().out
+    with pytest.raises(UserError, match="val uses it"):
+        coco(more, out, "--split", "test")
     run("check", out, "--num_workers", 0)
     assert "near-duplicates in train and val: 0" in capsys.readouterr().out
     y = tmp_path / "y"

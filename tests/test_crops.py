@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from crops.rules import (
     find_objects,
     first_failing,
     free_position,
+    most_dropping,
     object_window,
     overlaps,
+    remedy,
+    share_outside,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -91,6 +95,56 @@ def test_a_window_may_touch_the_image_but_not_leave_it():
     assert rule(box(850, 650, 100, 100), dogs) is None
     assert rule(box(850, 650.1, 100, 100), dogs) == "outside"
     assert rule(box(float("1e6"), 10, 100, 100), dogs) == "outside"
+
+
+def test_a_window_that_leaves_the_image_is_taken_where_it_may():
+    dogs = Rules(**PRESETS["dogs"], outside="reflect")  # windows of twice the box
+    assert rule(box(400, 300, 100, 100), dogs) is None
+    corner, edge = box(0, 0, 100, 100), box(0, 300, 100, 100)  # 3/4 and 1/2 of the box's sides from the image's
+    assert share_outside(object_window(edge, dogs), 1000, 800) == 0.25 and rule(edge, dogs) is None
+    assert share_outside(object_window(corner, dogs), 1000, 800) == 1 - 150 * 150 / 200**2 == 0.4375
+    assert rule(corner, dogs) is None and rule(corner, replace(dogs, max_outside=0.4375)) is None
+    assert rule(corner, replace(dogs, max_outside=0.43)) == "max_outside"
+    assert rule(corner, replace(dogs, outside="drop")) == "outside"
+    assert rule(box(0, 0, 1000, 800), replace(dogs, max_fraction=1, max_outside=0.75)) is None  # beyond on all sides
+    half = replace(dogs, max_outside=1.0)
+    assert rule(box(-49, 300, 100, 100), half) is None
+    assert rule(box(-51, 300, 100, 100), half) == "max_outside"  # its middle lies beyond
+    assert rule(box(5000, 300, 100, 100), half) == "max_outside"
+    assert share_outside((5000, 300, 100, 100), 1000, 800) == 1.0
+    assert share_outside((-1e-9, 0, 1000, 800 + 1e-9), 1000, 800) == 0.0
+
+
+def test_a_reflection_shows_no_place_that_the_crop_does_not_show():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n, side = rng.integers(1, 40).item(), rng.integers(1, 90).item()
+        start = rng.integers(math.ceil(-side / 2), math.floor(n - side / 2), endpoint=True)  # the middle in the image
+        shown = cutting.reflect(start, start + side, n)
+        # the edge's own pixel is not repeated, so that a reflection may end a pixel further in
+        assert shown.min() >= max(start, 0) - 1 and shown.max() <= min(start + side, n)
+
+
+def test_neighbours_count_where_a_crop_leaves_the_image():
+    rules, dropped = Rules(**PRESETS["dogs"], outside="reflect"), Counter()
+    b = box(0, 300, 100, 100)  # its window: -50, 250 to 150, 450
+    assert find_objects(photo([b, box(150, 300, 50, 50)]), rules, dropped)[0][0] is b
+    dropped.clear()
+    assert find_objects(photo([b, box(149, 300, 50, 50)]), rules, dropped) == []
+    assert dropped == {"neighbours": 1, "min_side": 1}
+
+
+def test_what_helps_is_told_also_where_no_rule_drops_most():
+    large = box(100, 100, 500, 300)  # each in an image of its own, so that none is another's neighbour
+    slim, small = box(200, 300, 300, 60), box(400, 300, 9, 9)
+    photos, rules = [photo([b]) for b in (large, slim, small, small)], Rules(object_size=20)
+    text = remedy("max_fraction", photos, rules)
+    assert text == "--max_fraction 1 would give 0 objects; then min_side drops most, a lower --min_side takes more"
+    rules = Rules(min_side=8)
+    assert remedy("max_fraction", photos, rules) == "--max_fraction 1 would give 3 objects"
+    assert most_dropping(Counter({"class": 7, "min_side": 2}), 10) == "min_side"
+    assert most_dropping(Counter({"class": 7, "min_side": 1}), 10) is None
+    assert most_dropping(Counter({"class": 7}), 7, half=False) == "class" and most_dropping(Counter(), 0) is None
 
 
 def test_class_crowd_and_score():
@@ -199,6 +253,51 @@ def test_cutting_whole_pixels_copies_them():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     got = cutting.cut_window(Image.fromarray(pixels), (100.0, 50.0, 128.0, 128.0), 128)
     assert np.array_equal(np.asarray(got), pixels[50:178, 100:228])
+
+
+BEYOND = [  # window of an image of 6 x 4 px, and the columns and rows that it shows, by hand
+    ((-2, -3, 8, 8), [2, 1, 0, 1, 2, 3, 4, 5], [3, 2, 1, 0, 1, 2, 3, 2]),
+    ((3, 1, 8, 8), [3, 4, 5, 4, 3, 2, 1, 0], [1, 2, 3, 2, 1, 0, 1, 2]),
+    ((-9, 0, 16, 16), [1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 4],
+     [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1, 2, 3]),  # by more than the image, which is reflected again
+]
+
+
+@pytest.mark.parametrize("window,columns,rows", BEYOND)
+def test_a_crop_beyond_the_image_shows_its_reflection_and_is_void_there(tmp_path, window, columns, rows):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    size = len(columns)
+    got = cutting.cut_window(Image.fromarray(pixels), window, size)
+    assert np.array_equal(got, pixels[np.ix_(rows, columns)])
+    labels = np.zeros((4, 6), np.uint8)
+    labels[1:4, 2:6] = 1  # touches two edges, where it is cut off, not void
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    mask, source = cutting.cut_mask(("png", str(tmp_path / "l.png"), 1, None), photo([], 6, 4), window, size)
+    x, y = window[0] + np.arange(size), window[1] + np.arange(size)[:, None]
+    inside = (x >= 0) & (x < 6) & (y >= 0) & (y < 4)
+    assert np.array_equal(mask == 128, ~inside)
+    assert np.array_equal(mask == 255, inside & (x >= 2) & (y >= 1))
+    assert np.array_equal(source, labels[max(window[1], 0):, max(window[0], 0):] * 255)
+
+
+def test_what_is_resampled_beyond_the_image(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    padded = Image.fromarray(np.pad(pixels, ((60, 60), (60, 60), (0, 0)), mode="reflect"))
+    Image.new("L", (50, 40), 1).save(tmp_path / "l.png")
+    for x0, y0, w, h in [(-10.3, 5.2, 50.9, 30.1), (-7, -9, 70.4, 61.7), (30.5, 20.25, 25, 33), (-31, -20, 110, 90)]:
+        for size in (24, 48, 96):
+            corners = (x0 + 60, y0 + 60, x0 + w + 60, y0 + h + 60)
+            expected = np.asarray(padded.resize((size, size), Image.BICUBIC, box=corners)).astype(int)
+            assert np.abs(cutting.cut_window(Image.fromarray(pixels), (x0, y0, w, h), size) - expected).max() <= 1
+            label = ("png", str(tmp_path / "l.png"), 1, None)
+            mask, source = cutting.cut_mask(label, photo([], 50, 40), (x0, y0, w, h), size)
+            x, y = x0 + (np.arange(size) + 0.5) / size * w, y0 + (np.arange(size)[:, None] + 0.5) / size * h
+            across, down = np.minimum(x, 50 - x) * size / w, np.minimum(y, 40 - y) * size / h  # crop px inside
+            corner = (abs(across) < 1) & (abs(down) < 1)  # where more than half of a pixel may lie beyond
+            assert (mask[(across > 0.02) & (down > 0.02) & ~corner] == 255).all()
+            assert (mask[(across < -0.02) | (down < -0.02)] == 128).all()
+            left, top, right, bottom = cutting.hull_of((x0, y0, w, h), (50, 40))
+            assert source.shape == (bottom - top, right - left) and (source == 255).all()
 
 
 def test_a_mask_is_cut_at_half_coverage_with_its_hull(tmp_path):

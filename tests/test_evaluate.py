@@ -296,7 +296,7 @@ def test_masks_are_compared_where_they_were_annotated(run, copy, checkpoints):
         columns, rows = int(np.ceil(window[0] + window[2])) - 3 - i, 41
         truths[stem] = (rng.random((rows, columns)) < 0.4), window
         Image.fromarray((truths[stem][0] * 255).astype(np.uint8)).save(copy / "test" / "masks_source" / f"{stem}.png")
-        index["objects"][stem]["source_window"] = window
+        index["objects"][stem].update(source_window=window, source_size=[100, 60])
     path.write_text(json.dumps(index))
     code, folder, printed = run("seigan", "--dataroot", copy)
     assert code == 0 and "source resolution" in printed.out and figures_of(folder)["resolution"] == "source"

@@ -87,7 +87,7 @@ def test_crop_beyond_the_border_is_the_reflected_picture():
 def test_reflect(n):
     line = np.arange(n)
     expected = np.pad(line, (7, 9), mode="reflect") if n > 1 else np.zeros(17, int)
-    assert np.array_equal(matting.reflect(-7, n + 9, n), expected)
+    assert np.array_equal(cutting.reflect(-7, n + 9, n), expected)
 
 
 # --- masks at full resolution ---

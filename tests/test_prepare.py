@@ -6,6 +6,7 @@ Long, since all sections cut the source that the helpers at the top write.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from crops import build
 from crops import check as inspection
 from crops import index as dataroot
 from crops.rules import Rules
+from data import Crops
+from evaluation import evaluate
 from images import UserError
 from running.options import make_parser
 
@@ -41,8 +44,9 @@ def files_of(root):
     }
 
 
-def write_source(folder, n=6, seed=0, first=0, boxes_each=2):
-    """n photographs, 200 x 150, with coloured squares on noise, and their COCO file; every 4th has no box."""
+def write_source(folder, n=6, seed=0, first=0, boxes_each=2, lefts=(30,)):
+    """n photographs, 200 x 150, with coloured squares on noise, and their COCO file; every 4th has no box. The first
+    box of each is at one of `lefts`."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -50,7 +54,7 @@ def write_source(folder, n=6, seed=0, first=0, boxes_each=2):
         pixels = rng.integers(60, 120, (150, 200, 3), dtype=np.uint8)
         images.append({"id": i, "file_name": f"{i:03}.png", "width": 200, "height": 150})
         for k in range(boxes_each if i % 4 else 0):
-            x, y, w, h = 30 + 90 * k, int(rng.integers(30, 80)), *rng.integers(20, 40, 2).tolist()
+            x, y, w, h = lefts[i % len(lefts)] + 90 * k, int(rng.integers(30, 80)), *rng.integers(20, 40, 2).tolist()
             pixels[y : y + h, x : x + w] = (255, 40 * k, 0)
             polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
             annotations.append(
@@ -127,8 +131,8 @@ def test_dropped_boxes_are_counted_by_rule(source, tmp_path, capsys):
     assert counts["dropped"]["class"] == 4 and sum(counts["dropped"].values()) + counts["objects"] == 8
     text = capsys.readouterr().out
     assert "class 4" in text and "more than half" not in text
-    coco(source, out, "--max_fraction", "0.1")
-    assert "more than half   dropped by max_fraction: a higher --max_fraction takes more" in capsys.readouterr().out
+    coco(source, out, "--min_side", "33")
+    assert "more than half   dropped by min_side: a lower --min_side takes more" in capsys.readouterr().out
 
 
 def test_crops_do_not_depend_on_processes_or_on_the_run(source, tmp_path):
@@ -158,6 +162,113 @@ def test_stems_are_unique_and_safe():
     ]
     assert len({s.lower() for s in stems}) == len(stems) and stems[0] == "b_1" and stems[1].startswith("b_1_")
     assert all(len(s) <= 120 and not s.startswith(".") and set(s).isdisjoint("/\\:*? ü") for s in stems)
+
+
+# --- crops that leave the photograph ---
+
+WIDE = ["--crop_size", "64", "--outside", "reflect"]  # windows of four times the box: most leave the photograph
+
+
+@pytest.fixture
+def edgy(tmp_path):
+    return write_source(tmp_path / "edgy", 12, boxes_each=1, lefts=(30, 150))
+
+
+def test_reflected_crops_are_void_beyond_the_photograph(edgy, tmp_path, capsys):
+    out = tmp_path / "out"
+    coco(edgy, out, *WIDE, "--max_outside", "0.6")
+    text, index = capsys.readouterr().out, index_of(out)
+    assert len(index["objects"]) == 9 and index["counts"]["dropped"] == {} and index["rules"][0]["outside"] == "reflect"
+    assert index["rules"][0]["max_outside"] == 0.6 and "reflected" in text
+    shares = []
+    for stem, crop in index["objects"].items():
+        x0, y0, w, h = crop["source_window"]
+        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + w, 200), min(y0 + h, 150)
+        share = 1 - (right - left) * (bottom - top) / (w * h)
+        assert crop.get("outside", 0) == pytest.approx(share, abs=1e-9)
+        assert crop["box"] == pytest.approx([24, 24, 16, 16])
+        mask = np.asarray(Image.open(out / "train/masks" / f"{stem}.png"))
+        u, v = x0 + (np.arange(64) + 0.5) * w / 64, y0 + (np.arange(64)[:, None] + 0.5) * h / 64
+        void = (u < 0) | (u > 200) | (v < 0) | (v > 150)
+        assert ((mask == 128) != void).sum() <= 4 and (mask[24:40, 24:40] == 255).mean() > 0.9  # 4: corners
+        full = np.asarray(Image.open(out / "train/masks_source" / f"{stem}.png"))
+        assert full.shape == (np.ceil(bottom) - np.floor(top), np.ceil(right) - np.floor(left))
+        assert set(np.unique(full)) == {0, 255}
+        shares.append(share)
+    assert sum(share > 0.02 for share in shares) >= 5
+    assert f"{sum(share > 0 for share in shares)} objects' crops leave the image" in text
+    assert all("outside" not in crop for crop in index["backgrounds"].values())
+    assert run("check", out, "--num_workers", 0) is None and "leave their image" in capsys.readouterr().out
+    coco(edgy, out, *WIDE, "--max_outside", "0.6")
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_the_share_beyond_has_a_limit(edgy, tmp_path):
+    coco(edgy, tmp_path / "a", *WIDE, "--max_outside", "1")
+    limit = sorted(crop.get("outside", 0) for crop in index_of(tmp_path / "a")["objects"].values())[4]
+    coco(edgy, tmp_path / "b", *WIDE, "--max_outside", str(limit))
+    index = index_of(tmp_path / "b")
+    assert len(index["objects"]) == 5 and index["counts"]["dropped"] == {"max_outside": 4}
+    assert max(crop.get("outside", 0) for crop in index["objects"].values()) == limit > 0
+
+
+@pytest.mark.parametrize("change", [{"outside": "drop"}, {"max_outside": 0.01}])
+def test_check_reports_windows_that_leave_against_their_rules(edgy, tmp_path, capsys, change):
+    coco(edgy, tmp_path / "out", *WIDE)
+    damage_index(tmp_path / "out", lambda index: index["rules"][0].update(change))
+    with pytest.raises(UserError, match="problems"):
+        run("check", tmp_path / "out", "--num_workers", 0)
+    leaving = [stem for stem, crop in index_of(tmp_path / "out")["objects"].items() if crop.get("outside", 0) > 0.01]
+    text = capsys.readouterr().out
+    assert leaving and all(f"{stem}.png: its window leaves the image" in text for stem in leaving)
+
+
+def test_a_background_may_never_leave_its_photograph(edgy, tmp_path):
+    coco(edgy, tmp_path / "out", *WIDE)
+    stem = next(iter(index_of(tmp_path / "out")["backgrounds"]))
+    damage_index(tmp_path / "out", lambda i: i["backgrounds"][stem].update(source_window=[-3, 0, 30, 30]))
+    assert any(stem in fault for fault in inspection.check_crops(tmp_path / "out")[0])
+
+
+def test_other_rules_for_what_leaves_cut_anew(edgy, tmp_path, capsys):
+    out = tmp_path / "out"
+    coco(edgy, out, "--crop_size", "64", "--object_size", "60", "--outside", "reflect")  # none leaves
+    coco(edgy, out, "--crop_size", "64", "--object_size", "60")
+    assert "complete already" not in capsys.readouterr().out and index_of(out)["rules"][0]["outside"] == "drop"
+
+
+def test_figures_count_no_pixel_beyond_the_photograph(edgy, tmp_path):
+    """At the source and, without masks_source/, at the crop: whatever the mask says there, the figures are the same."""
+    coco(edgy, tmp_path / "out", *WIDE)
+    rng, leaving = np.random.default_rng(0), 0
+    for part in ("source", "crop"):
+        if part == "crop":
+            shutil.rmtree(tmp_path / "out/train/masks_source")
+        crops = Crops(tmp_path / "out", "train", 64)
+        for stem, record in crops.records.items():
+            x0, y0, w, h = record["source_window"]
+            u, v = x0 + (np.arange(64) + 0.5) * w / 64, y0 + (np.arange(64)[:, None] + 0.5) * h / 64
+            beyond = (u < -w / 64) | (u > 200 + w / 64) | (v < -h / 64) | (v > 150 + h / 64)  # bilinear: the next pixel
+            mask = rng.random((64, 64), dtype=np.float32)
+            rows = [evaluate.score_mask(crops, stem, np.where(beyond, value, mask).astype(np.float32), None)
+                    for value in (0, 1)]
+            assert rows[0] == pytest.approx(rows[1], nan_ok=True)
+            leaving += beyond.any()
+            if part == "source":
+                pixels = (np.arange(200) + 0.5 >= x0) & (np.arange(200) + 0.5 <= x0 + w)
+                pixels = pixels & ((np.arange(150) + 0.5 >= y0) & (np.arange(150) + 0.5 <= y0 + h))[:, None]
+                assert sum(rows[0][name] for name in evaluate.COUNTS) == pixels.sum()
+    assert leaving >= 8
+
+
+def test_the_sheet_shows_windows_that_leave(edgy, tmp_path):
+    coco(edgy, tmp_path / "out", *WIDE)
+    index = index_of(tmp_path / "out")
+    crop = max(index["objects"].values(), key=lambda crop: crop.get("outside", 0))
+    entry = next(image for image in index["images"] if image["file"] == crop["source"])
+    sheet = np.asarray(inspection.draw_source(entry, crop, [], (400, 300)))
+    yellow = (sheet == (255, 255, 0)).all(-1)
+    assert yellow.any(0).sum() > 3 and (yellow.sum(0) > 30).sum() >= 2 and (yellow.sum(1) > 30).sum() >= 2  # four sides
 
 
 # --- several sources, splits ---
@@ -257,8 +368,11 @@ def test_an_image_of_test_never_serves_train(source, tmp_path, capsys):
     out = tmp_path / "out"
     coco(source, out, "--split", "test")
     assert "image_in_other_split" not in capsys.readouterr().out
-    coco(source, out, "--split", "train")
-    assert "image_in_other_split" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train: no image is left for it \(image_in_other_split 6, first: test uses"):
+        coco(source, out, "--split", "train")
+    more = write_source(source.parent, 12)  # the same six, and six more
+    coco(more, out, "--split", "train")
+    assert "image_in_other_split 6" in capsys.readouterr().out
     used = [
         {c["source"] for k in ("objects", "backgrounds") for c in index_of(out, s)[k].values()}
         for s in ("train", "test")
@@ -309,9 +423,10 @@ def test_where_backgrounds_come_from(source, tmp_path, y_from):
 # --- interruptions ---
 
 
-@pytest.mark.parametrize("damage", ["none", "cut", "gone", "journal"])
+@pytest.mark.parametrize("damage", ["none", "cut", "gone", "journal", "reflect"])
 def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkeypatch, damage, capsys):
-    coco(source, tmp_path / "whole")
+    words = ["--outside", "reflect", "--object_size", "9"] if damage == "reflect" else []
+    coco(source, tmp_path / "whole", *words)
     out, calls, cut_job = tmp_path / "out", [], build.cut_job
 
     def failing(job, **more):
@@ -322,7 +437,7 @@ def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkey
 
     monkeypatch.setattr(build, "cut_job", failing)
     with pytest.raises(KeyboardInterrupt):
-        coco(source, out)
+        coco(source, out, *words)
     assert not (out / "train/crops.json").exists() and (out / "train" / dataroot.JOURNAL).exists()
     with pytest.raises(UserError, match="problems"):
         run("check", out, "--num_workers", 0)
@@ -339,8 +454,9 @@ def test_an_interrupted_run_continues_to_the_same_files(source, tmp_path, monkey
     monkeypatch.setattr(
         build, "cut_job", lambda job, **more: (again.append(job.photo.file), cut_job(job, **more))[1]
     )
-    coco(source, out)
+    coco(source, out, *words)
     assert files_of(out) == files_of(tmp_path / "whole") and not (out / "train" / dataroot.JOURNAL).exists()
+    assert any("outside" in crop for crop in index_of(out)["objects"].values()) == (damage == "reflect")
     assert len(set(again) & set(calls)) == (damage in ("cut", "gone"))
     assert index_of(out)["objects"] == index_of(tmp_path / "whole")["objects"]
 
@@ -511,6 +627,86 @@ def test_a_damaged_index_is_one_clear_line(source, tmp_path):
             coco(source, tmp_path / "out")
 
 
+# --- too few ---
+
+
+def command(capsys, *words):
+    """(exit code, standard output, standard error) of prepare.py."""
+    code = prepare.main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def words_of(source, out, *more):
+    return "coco", "--images", source.parent, "--annotations", source, "--out", out, *SMALL, *more
+
+
+@pytest.mark.parametrize("words, rule, flags", [
+    (["--max_fraction", "0.1"], "max_fraction", "--max_fraction 1"),
+    (["--min_aspect", "0.99"], "min_aspect", "--min_aspect 0"),
+    (["--object_size", "5"], "outside", "--outside reflect"),
+    (["--object_size", "5", "--max_fraction", "0.1"], "max_fraction", "--max_fraction 1 --outside reflect"),
+])
+def test_the_rule_that_drops_all_is_named_with_the_flags_that_help(edgy, tmp_path, capsys, words, rule, flags):
+    code, out, err = command(capsys, *words_of(edgy, tmp_path / "out", *words))
+    assert (code, out) == (2, "") and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert f"train: none of the 9 boxes becomes an object, {rule} alone drops " in err
+    coco(edgy, tmp_path / "out", *words, *flags.split(), "--y_from", "same", "--y_per_x", "0")
+    found = index_of(tmp_path / "out")["objects"]
+    assert len(found) > 3 and f"{flags} would give {len(found)} objects" in err
+
+
+def test_a_rule_without_such_a_flag_is_explained(edgy, tmp_path, capsys):
+    code, _, err = command(capsys, *words_of(edgy, tmp_path / "out", "--min_side", "70"))
+    assert code == 2 and "min_side alone drops 9: a lower --min_side takes more" in err
+    words = words_of(edgy, tmp_path / "out", "--max_fraction", "0.1", "--object_size", "4", "--max_outside", "0.01")
+    code, _, err = command(capsys, *words)
+    assert code == 2 and "--max_fraction 1 --outside reflect would give 0 objects; then max_outside drops most" in err
+
+
+def test_the_rule_that_drops_most_is_named_with_the_flag_that_helps(tmp_path, capsys):
+    more = write_source(tmp_path / "images", 40, boxes_each=1)
+    boxes = [a["bbox"] for a in json.loads(more.read_text())["annotations"]]
+    fraction = sorted(max(w, h) for *_, w, h in boxes)[7] / 200
+    code, out, _ = command(capsys, *words_of(more, tmp_path / "out", "--max_fraction", str(fraction)))
+    assert code == 0 and "more than half   dropped by max_fraction: --max_fraction 1 would give 30 objects" in out
+    code, out, _ = command(capsys, *words_of(more, tmp_path / "out", "--classes", "red"))
+    assert code == 0 and "more than half" not in out
+
+
+def test_no_room_for_backgrounds_is_one_line_with_the_flag_that_helps(tmp_path, capsys):
+    path = write_source(tmp_path / "images", 6, boxes_each=1)
+    data = json.loads(path.read_text())
+    for a in data["annotations"]:
+        a["bbox"], a["segmentation"] = [2, 2, 196, 146], None
+    data["images"] = [image for image in data["images"] if image["id"] % 4]
+    path.write_text(json.dumps(data))
+    wide = ["--max_fraction", "1", "--outside", "reflect"]
+    code, out, err = command(capsys, *words_of(path, tmp_path / "out", *wide, "--max_outside", "0.8"))
+    assert code == 2 and out == "" and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "no background found a place" in err and "--y_from DIR" in err
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    Image.new("RGB", (500, 500)).save(plain / "a.jpg")
+    wide += ["--max_outside", "0.8", "--y_from", plain]
+    code, _, err = command(capsys, *words_of(path, tmp_path / "out", *wide, "--test_fraction", "1"))
+    assert code == 2 and f"no image of --y_from {plain} is for train" in err and "--test_fraction 0 takes all" in err
+    code, out, _ = command(capsys, *words_of(path, tmp_path / "out", *wide, "--test_fraction", "0"))
+    assert code == 0 and "few backgrounds  the 1 images of --y_from" in out
+    Image.new("RGB", (50, 50)).save(plain / "a.jpg")
+    code, _, err = command(capsys, *words_of(path, tmp_path / "out2", *wide, "--test_fraction", "0"))
+    assert code == 2 and "too small for the objects' windows" in err
+    code, _, _ = command(capsys, *words_of(path, tmp_path / "out2", *wide, "--y_per_x", "0"))
+    assert code == 0  # none are wanted
+
+
+def test_no_image_that_opens_is_an_error(edgy, tmp_path, capsys):
+    for path in edgy.parent.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:300])
+    code, _, err = command(capsys, *words_of(edgy, tmp_path / "out"))
+    assert code == 2 and "train: none of the objects could be cut (image_unreadable 12, first: " in err
+    assert err.count("\n") == 1
+
+
 def test_presets_and_flags():
     parser = make_parser("prepare.py", "")
     prepare.add_rule_options(parser)
@@ -587,7 +783,7 @@ def test_check_says_what_tells_x_from_y(source, tmp_path, capsys):
         Image.open(path).resize((4, 4)).resize((32, 32)).save(path)
     run("check", tmp_path / "out", "--num_workers", 0)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("no faults, but X and Y can be told apart by sharpness (train), ")
+    assert lines[-1].startswith("no faults, but X and Y can be told apart by sharpness (train: P 1.00), ")
     assert "--y_from same" in lines[-1] and "larger photographs" in inspection.verdict({"window size": ["test"]})
     assert "tell them apart" in next(line for line in lines if "sharpness" in line)
     assert "tell them apart" not in next(line for line in lines if "brightness" in line)
