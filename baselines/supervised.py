@@ -49,15 +49,23 @@ class Trainer:
         for group in self.opt_G.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         model = self.model
-        with torch.autocast(model.box.device.type, torch.bfloat16, enabled=self.amp):
+        target = self.target(batch)
+        with self.autocast():
             m = model.mask(batch["x"], batch["box"])
-        bce = losses.cross_entropy(m, batch["mask"])
+        bce = losses.cross_entropy(m, target)
         applied = losses.update(self.opt_G, bce, self.share)
         self.step += 1
         if applied and self.ema:
             losses.average(self.averaged.G_seg, model.G_seg, self.step, self.ema)
         log = {"bce": bce} | losses.mask_figures(m, model.allowed(batch["box"], m))
         return {k: v.detach() for k, v in log.items()} | {"skipped": bce.new_tensor(float(not applied))}
+
+    def target(self, batch):
+        """What G_seg(x) is to be."""
+        return batch["mask"]
+
+    def autocast(self):
+        return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)
 
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""
@@ -77,7 +85,6 @@ def problem(args):
     """Nothing that this method reads can contradict itself."""
 
 
-def build(args, crops, device, rank=0):
-    """The `Trainer` of a new `Supervised`; arguments as in running/methods.py."""
-    model = Supervised(**model_config(args, crops)).to(device)
-    return Trainer(model, args.lr * args.lr_seg, args.beta1, args.ema, args.amp)
+def build(args, crops, device, rank=0, model=Supervised, trainer=Trainer):
+    """The trainer of a new model, of the classes given; arguments as in running/methods.py."""
+    return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema, args.amp)

@@ -34,7 +34,8 @@ A trainer has
 """
 from importlib import import_module
 
-METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised"}
+METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised",
+           "boxes": "baselines.boxes"}
 
 
 def load(name):
