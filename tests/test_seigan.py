@@ -11,7 +11,7 @@ from conftest import equal
 
 import losses
 import seigan
-from baselines import nocycle, supervised
+from baselines import boxes, nocycle, supervised
 from benchmarks.literal import LiteralTrainer, literal_swap, literal_terms
 from networks import box_mask, fixed_noise, grow
 from running.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -21,7 +21,7 @@ BOX = (0.125, 0.125, 0.75, 0.75)
 TINY = dict(size=16, ngf=4, ndf=4, n_layers_D=2, seg_blocks=1, unet_downs=2, head_bias=0.0, box=BOX)
 
 
-MODELS = {"seigan": SEIGAN, "nocycle": nocycle.NoCycle, "supervised": supervised.Supervised}
+MODELS = {"seigan": SEIGAN, "nocycle": nocycle.NoCycle, "supervised": supervised.Supervised, "boxes": boxes.Boxes}
 
 
 def tiny(seed=0, vgg_state=None, method="seigan", **options):
@@ -37,7 +37,7 @@ def tiny(seed=0, vgg_state=None, method="seigan", **options):
 def trainer_of(model, **options):
     """The trainer that fits the model."""
     if isinstance(model, supervised.Supervised):
-        return supervised.Trainer(model, **{"lr": 1e-3} | options)
+        return (boxes if isinstance(model, boxes.Boxes) else supervised).Trainer(model, **{"lr": 1e-3} | options)
     return Trainer(model, **options)
 
 
@@ -249,6 +249,7 @@ def step_moves(trainer, monkeypatch, skip):
     ("seigan", {"G_seg", "G_enh", "G_inp"}, {"D_obj", "D_bg"}),
     ("nocycle", {"G_seg", "G_enh"}, {"D_obj"}),
     ("supervised", {"G_seg"}, set()),
+    ("boxes", {"G_seg"}, set()),
 ])
 def test_each_optimiser_moves_its_own_networks(method, generators, discriminators, monkeypatch):
     trainer = trainer_of(tiny(method=method))
@@ -609,3 +610,19 @@ def test_the_teacher_is_asked_of_the_box_first_then_of_the_average_and_moves_g_s
     after = trainer.model.state()
     moved = {k for k in before if not k.startswith("D_") and not equal(before[k], after[k])}
     assert moved == {"G_seg"}
+
+
+def test_method_boxes_learns_what_the_teacher_says_and_nothing_else():
+    trainer, (x, y), asked = trainer_of(tiny(method="boxes")), images(), []
+    label = (x[:, :1] > 0).float()
+
+    def teacher(x, box, m):
+        asked.append(m is None)
+        return label
+
+    trainer.teacher, same = teacher, trainer_of(tiny(method="supervised"))
+    for step in (0, 500):
+        trainer.step = same.step = step
+        logs = [t.train_step(batch_of(x, y, mask=mask)) for t, mask in ((trainer, 1 - label), (same, label))]
+        assert equal(*logs) and equal(trainer.model.state(), same.model.state())
+    assert asked == [True, False]

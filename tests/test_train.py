@@ -82,7 +82,8 @@ def test_a_run_writes_what_it_promises(run, tmp_path):
     assert load_checkpoint(folder / "best.pt")["best_iou"] == pytest.approx(best, abs=1e-6)
 
 
-@pytest.mark.parametrize("flag,method,columns", [("--mode", "nocycle", 5), ("--method", "supervised", 4)])
+@pytest.mark.parametrize("flag,method,columns", [("--mode", "nocycle", 5), ("--method", "supervised", 4),
+                                                 ("--method", "boxes", 4)])
 def test_baselines_train_with_the_same_command(run, tmp_path, flag, method, columns):
     code, _ = run(f"--name a {flag} {method} {SMALL}")
     assert code == 0
@@ -108,6 +109,8 @@ def test_a_method_without_backgrounds_or_boxes_needs_none(run, tmp_path):
     os.remove(root / "train" / "crops.json")
     code, out = run(f"--name a --method supervised {SMALL}", root=root)
     assert code == 0 and "4 objects, 0 backgrounds" in out.out
+    code, out = run(f"--name c --method boxes {SMALL}", root=root)
+    assert code == 2 and "knows no box" in out.err and out.err.count("\n") == 1
     code, out = run(f"--name b {SMALL}", root=root)
     assert code == 2 and "no images in" in out.err and "backgrounds" in out.err
 
