@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import crf
 import losses
 from crops.detector import category_names, detect_boxes
 from crops.rules import Rules, object_window
@@ -46,40 +47,44 @@ class Crop(NamedTuple):
     window: tuple  # of the crop, see `matting`
     region: tuple  # the photograph's pixels in it
     x: torch.Tensor  # (1, 3, S, S) in [-1, 1]
-    m: torch.Tensor  # G_seg(x), (1, 1, S, S) in [0, 1]
+    m: torch.Tensor  # G_seg(x), refined or not, (1, 1, S, S) in [0, 1]
     alpha: np.ndarray  # m at the photograph's resolution over `region`, uint8
 
 
-def cut(model, image: Image.Image, box, dilate: int = 0) -> Cut:
+def cut(model, image: Image.Image, box, dilate: int = 0, refine: bool = True) -> Cut:
     """Cut out the object in `box`, with a soft mask, and edge colours freed of the surroundings.
 
-    dilate: widen the mask by this many pixels; negative = narrow it.
+    Args:
+        dilate: widen the mask by this many pixels; negative = narrow it.
+        refine: draw the model's mask to the photograph's colours inside the box (`crf.refine_box`).
 
     Raises UserError for a box without area or outside the image.
     """
     image = files.normalise(image)
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate)
+    part = _segment(model, seen, box, dilate, refine)
     place = matting.inside(part.region, (0, 0))
     colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
     colours[place], alpha[place] = _cutout(part, transparency)
     return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
 
 
-def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False) -> Removal:
+def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False,
+           refine: bool = True) -> Removal:
     """Remove the object in `box`: x_hat = G_inp((1-m)*x) in its place.
 
     Args:
         seed: of the noise; the same seed gives the same image.
         dilate: widen the hole by this many pixels, negative = narrow it; default one pixel of the networks' crop.
         raw: change the whole crop as G_inp does, not only the hole and its rim.
+        refine: as for `cut`.
 
     Raises UserError as `cut`, and for a model without G_inp.
     """
     require_inpainting(model)
     image = files.normalise(image)
     rgb, transparency, seen = files.split(image)
-    part = _segment(model, seen, box)
+    part = _segment(model, seen, box, refine=refine)
     cell = max(part.window[2:]) / model.size  # one pixel of the crop, in the photograph's
     hole = _hole(part.alpha, cell, dilate)
     fill, change = _inpaint(model, part, hole, seed, raw)
@@ -103,13 +108,13 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
 
 
 def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed: int = 0, dilate: int = 0,
-          raw: bool = False) -> Paste:
+          raw: bool = False, refine: bool = True) -> Paste:
     """Paste the object in `box` onto `background`: y_hat = G_enh(z), z = m*x + (1-m)*y; z for a model without G_enh.
 
     Args:
         at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may cross the
             border. Default: in the middle, made smaller if it does not fit.
-        seed, dilate: as for `remove` and `cut`.
+        seed, dilate, refine: as for `remove` and `cut`.
         raw: change the whole crop of the background as G_enh does, not only the object.
 
     Raises UserError as `cut`, and for an `at` outside the background.
@@ -117,7 +122,7 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
     background = files.normalise(background)
     image = files.to_profile(files.normalise(image), background.info.get("icc_profile"))
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate)
+    part = _segment(model, seen, box, dilate, refine)
     at = _position(at, box, background.size)
     window, region, cutout = _move(np.dstack(_cutout(part, transparency)), part, box, at, background.size)
     rgb, backing, seen = files.split(background)
@@ -179,15 +184,18 @@ def crop_rule(model) -> Rules:
     return Rules(**(model.config.get("crop_rule") or {}))
 
 
-def _segment(model, seen, box, dilate=0) -> Crop:
-    """Cut the crop around `box`, segment it, and carry the mask back."""
+def _segment(model, seen, box, dilate=0, refine=True) -> Crop:
+    """Cut the crop around `box`, segment it, refine the mask, and carry it back."""
     if problem := box_problem(box, seen.shape[1::-1]):
         raise UserError(problem)
     window = object_window(box, crop_rule(model))
     region = matting.hull(window, *seen.shape[1::-1])
     x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
-    m = model.segment(x, [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
-                          box[2] / window[2], box[3] / window[3]])
+    local = [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
+             box[2] / window[2], box[3] / window[3]]
+    m = model.segment(x, local)
+    if refine:
+        m = crf.refine_box(x, m, torch.tensor([local], device=x.device), getattr(model, "crf_bias", 0.0))
     alpha = matting.upsample_mask(seen, m[0, 0].cpu().numpy(), window, region)
     if dilate:
         alpha = matting.grow(alpha, dilate)
