@@ -68,6 +68,9 @@ def add_options(parser, command):
     add("--overwrite", action="store_true", help="replace results that exist")
     if command != "cut":
         add("--raw", action="store_true", help="change the whole crop as the network does, not only the object's place")
+    if command == "remove":
+        add("--detail", action=argparse.BooleanOptionalAction, default=True,
+            help="give the fill detail copied from around the hole [yes]")
     group = parser.add_argument_group("mask")
     group.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True,
                        help="draw the mask to the photograph's colours inside the box, by a colour CRF [yes]")

@@ -8,7 +8,7 @@ viewers show it (turned as its EXIF orientation says); they may cross its border
 
 The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
 carried back: masks are upsampled guided by the photograph, changes are upsampled as differences, so that detail stays,
-and only what fills the hole is as coarse as the networks.
+and what fills the hole, as coarse as the networks, is given detail from around it.
 """
 import math
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from crops.detector import category_names, detect_boxes
 from crops.rules import Rules, object_window
 from images import UserError
 from photos import files, matting
+from photos.detail import copied
 
 
 class Cut(NamedTuple):
@@ -70,14 +71,15 @@ def cut(model, image: Image.Image, box, dilate: int = 0, refine: bool = True) ->
 
 
 def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False,
-           refine: bool = True) -> Removal:
+           refine: bool = True, detail: bool = True) -> Removal:
     """Remove the object in `box`: x_hat = G_inp((1-m)*x) in its place.
 
     Args:
         seed: of the noise; the same seed gives the same image.
         dilate: widen the hole by this many pixels, negative = narrow it; default one pixel of the networks' crop.
-        raw: change the whole crop as G_inp does, not only the hole and its rim.
+        raw: change the whole crop as G_inp does, not only the hole and its rim; without copied detail.
         refine: as for `cut`.
+        detail: give the fill the detail of what surrounds it (`detail.copied`).
 
     Raises UserError as `cut`, and for a model without G_inp.
     """
@@ -87,7 +89,9 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
     part = _segment(model, seen, box, refine=refine)
     cell = max(part.window[2:]) / model.size  # one pixel of the crop, in the photograph's
     hole = _hole(part.alpha, cell, dilate)
-    fill, change = _inpaint(model, part, hole, seed, raw)
+    fill, change, known = _inpaint(model, part, hole, seed, raw)
+    grain = copied(seen, fill, known, part.window, part.region) if detail and not raw else None
+    fill, change = matting.Planes(fill, part.window), matting.Planes(change, part.window)
     # at the crop's border the hole must not end abruptly, even if the object reaches it
     down, across = matting.taper(part.region, image.size, 2 * cell, 2 * cell)
     down_raw, across_raw = matting.taper(part.region, image.size, 0.1 * part.window[2], 0.1 * part.window[3])
@@ -100,7 +104,8 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
             everywhere = down_raw[local[0]] * across_raw
             pixels += everywhere[..., None] * change.at(strip)  # the photograph's detail stays
             reached = np.maximum(weight, everywhere)
-        pixels += weight[..., None] * (fill.at(strip) - pixels)
+        filled = fill.at(strip) if grain is None else fill.at(strip) + grain[local]
+        pixels += weight[..., None] * (filled - pixels)
         out[place] = np.clip(pixels + 0.5, 0, 255)
         touched[place] = np.ceil(reached * 255)
     grey = "L" if image.mode in ("L", "LA") else None
@@ -212,15 +217,16 @@ def _hole(alpha, cell, dilate):
 
 
 def _inpaint(model, part, hole, seed, raw):
-    """G_inp's fill of the hole, and its change of what surrounds it, as `Planes` of pixel values 0..255."""
+    """G_inp's fill of the hole and its change of what surrounds it, (3, S, S) in levels of 255, and where there is no
+    hole, (S, S) bool."""
     m = torch.maximum(part.m, _shrink(hole, part.window, part.region, part.m))
     x_hat = model.inpaint((1 - m) * part.x, seed)
     change = _planes(x_hat - part.x) * 127.5
     # What G_inp changes where there is no hole is its error, in the hole too: a smooth surface through that
     # error is taken off the fill, which so meets the photograph at the rim.
-    error = 0 if raw else matting.membrane(change, m[0, 0].cpu().numpy() < 0.02)
-    fill = np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255)
-    return matting.Planes(fill, part.window), matting.Planes(change, part.window)
+    known = m[0, 0].cpu().numpy() < 0.02
+    error = 0 if raw else matting.membrane(change, known)
+    return np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255), change, known
 
 
 def _cutout(part, transparency):

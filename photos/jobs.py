@@ -186,6 +186,7 @@ class Worker:
                               args.refine)
         touched = np.zeros(image.size[::-1], np.uint8)
         for box in boxes:  # one after the other: each hole is filled beside the earlier fills
-            image, mask = edit.remove(model, image, box, args.seed, self.dilate, args.raw, args.refine)
+            image, mask = edit.remove(model, image, box, args.seed, self.dilate, args.raw, args.refine,
+                                      args.detail)
             touched = np.maximum(touched, np.asarray(mask))
         return image, Image.fromarray(touched)

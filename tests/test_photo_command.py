@@ -101,6 +101,22 @@ def test_masks_are_refined_unless_told_otherwise(call, tmp_path, monkeypatch):
     assert torch.allclose(part.m, expected, atol=1e-4)
 
 
+def test_detail_is_copied_into_fills_unless_told_otherwise(call, run_folder, tmp_path):
+    rng, dog = np.random.default_rng(0), tmp_path / "dog.png"
+    Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(dog)
+    args = ("remove", dog, "--box", "30,20,40,30", "--out")
+    assert call(*args, tmp_path / "a")[0] == call(*args, tmp_path / "b", "--no-detail")[0] == 0
+    model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
+    for out, detail in (("a", True), ("b", False)):
+        expected = edit.remove(model, Image.open(dog), BOX, detail=detail).image
+        assert np.array_equal(np.asarray(Image.open(tmp_path / out / "removed" / "dog.png.png")), np.asarray(expected))
+    masks = [(tmp_path / out / "removed_mask" / "dog.png.png").read_bytes() for out in ("a", "b")]
+    images = [(tmp_path / out / "removed" / "dog.png.png").read_bytes() for out in ("a", "b")]
+    assert masks[0] == masks[1] and images[0] != images[1]
+    code, _, err = call("cut", *args[1:], tmp_path / "c", "--no-detail")
+    assert code == 2 and "--no-detail" in err
+
+
 def test_existing_results_are_kept(call, tmp_path):
     dog = stored(picture(), tmp_path, "dog.png")
     args = ("cut", dog, "--box", "30,20,40,30", "--out", tmp_path / "out")
