@@ -9,6 +9,7 @@
 Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png, OUT/cut_mask/dog.jpg.png; so in removed,
 removed_mask, pasted, coarse (z), pasted_mask; those of its second object end in _2. From Python: photos/edit.py.
 """
+import argparse
 import os
 import sys
 import time
@@ -67,7 +68,13 @@ def add_options(parser, command):
     add("--overwrite", action="store_true", help="replace results that exist")
     if command != "cut":
         add("--raw", action="store_true", help="change the whole crop as the network does, not only the object's place")
-    one = parser.add_argument_group("mask").add_mutually_exclusive_group().add_argument
+    if command == "remove":
+        add("--detail", action=argparse.BooleanOptionalAction, default=True,
+            help="give the fill detail copied from around the hole [yes]")
+    group = parser.add_argument_group("mask")
+    group.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True,
+                       help="draw the mask to the photograph's colours inside the box, by a colour CRF [yes]")
+    one = group.add_mutually_exclusive_group().add_argument
     one("--dilate", type=whole(), metavar="PX",
         help=f"widen the mask, px of the photograph [{'one pixel of the crop' if command == 'remove' else 0}]")
     one("--erode", type=whole(), metavar="PX", help="narrow the mask, px of the photograph")

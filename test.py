@@ -6,7 +6,8 @@
 
 Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, best_median_worst.png (four each, by
 IoU), and a folder of PNGs each for x, y, what the method makes of them, such as mask, z, y_hat, x_hat, and truth. Masks
-are compared at the crops' source resolution, beside the full mask, the box and the best fixed mask.
+are compared at the crops' source resolution, as they are and refined by a colour CRF inside the box (crf.py), beside
+the full mask, the box, the best fixed mask and the CRF from the box alone.
 """
 import csv
 import io
@@ -160,12 +161,15 @@ def table(figures):
     if figures["iou"] is None:
         return f"{head}; no IoU without one"
     lines = [f"{head}; IoU at {figures['resolution']} resolution, 95 % intervals"]
-    for name, value in {figures["method"]: figures["iou"], **figures["baselines"]}.items():
-        ends = figures["intervals"].get(name if name in figures["baselines"] else "iou")
+    refined = figures["refined"]
+    for name, value, key in [(figures["method"], figures["iou"], "iou"), ("refined", refined["iou"], "iou_refined"),
+                             *((name, value, name) for name, value in figures["baselines"].items())]:
+        ends = figures["intervals"].get(key)
         lines.append(f"  {name.replace('_', ' '):<12}" + ("    -" if value is None else f"{value:.3f}")
                      + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     lines.append(f"  mask area {figures['mask_area']:.3f}, true area {figures['true_area']:.3f}; "
-                 f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}")
+                 f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}; "
+                 f"refined: mask area {refined['mask_area']:.3f}, boundary F {refined['boundary_f']:.3f}")
     return "\n".join([*lines, "  " + page.verdict(figures)])
 
 

@@ -42,7 +42,7 @@ def train(args, ranks, checkpoint=None):
     shown, val = held_out(args)
     torch.manual_seed(args.seed)
     trainer = method.build(args, crops, device, ranks.rank)
-    trainer.share, trainer.teacher = ranks.average_gradients, box_teacher(crops)
+    trainer.share, trainer.teacher = ranks.average_gradients, box_teacher(args, crops)
     for network in trainer.model.networks().values() if args.compile else ():
         network.compile()
 
@@ -103,14 +103,17 @@ def pick_device(args, ranks):
     return options.pick_device(ranks.local if each_its_own else args.gpu)
 
 
-def box_teacher(crops, sample=128):
-    """`crf.teach` with the bias that a sample of the training crops asks for; None where no box is known."""
+def box_teacher(args, crops, sample=128):
+    """`crf.teach` with --crf_bias, by default what a sample of the training crops asks for, which the run then keeps;
+    None where no box is known."""
     known = [stem for stem in crops.stems if stem in crops.records]
     if not known:
         return None
     stems = known[:: math.ceil(len(known) / sample)]
     x, box = (torch.stack([read(stem) for stem in stems]) for read in (crops.object, crops.box))
-    return partial(crf.teach, bias=crf.choose_bias(x, box))
+    if args.crf_bias is None:
+        args.crf_bias = crf.choose_bias(x, box)
+    return partial(crf.teach, bias=args.crf_bias)
 
 
 def held_out(args):

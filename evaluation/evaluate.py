@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import crf
 from data import by_stem, to_pixels
 from evaluation import image_scores, mask_scores
 from images import OBJECT, UserError, open_mask
@@ -20,9 +21,10 @@ from networks import box_mask
 FILLS = ("G_inp", "diffusion", "mean_colour")
 MEASURES = {"psnr": image_scores.psnr, "ssim": image_scores.ssim, "mae": image_scores.mae}
 FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y"}  # what is made, and the real crops that it is compared with
-MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area", "true_area")
+MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area")
+REFINED = {name: f"{name}_refined" for name in MASKS}  # of the masks after `crf.refine_box`
 COUNTS = ("tp", "fp", "fn", "tn")
-FIGURES = (*MASKS, *mask_scores.BASELINES, "id_obj", "enh_change",
+FIGURES = (*MASKS, "true_area", *REFINED.values(), *mask_scores.BASELINES, "id_obj", "enh_change",
            *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
 
@@ -32,7 +34,7 @@ class Record(NamedTuple):
 
     stem: str
     row: dict  # "stem", "background", what there is of FIGURES and COUNTS, the model's scores; NaN = no value
-    pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, what the model makes in its order, truth
+    pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, mask, refined, else as the model orders them, truth
     features: dict  # {kind: (D,) of a FeatureNet}
 
 
@@ -102,19 +104,29 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     columns = model.scores(made) if getattr(model, "scores", None) else {}
     columns = {name: values.double().tolist()
                for name, values in (columns | measure(model, x, y, made, hole, seed)).items()}
-    images, features = {"x": x} | ({} if y is None else {"y": y}) | made, {}
+    masks = {"mask": made["mask"]} | from_colours(model, x, made["mask"], box)
+    images = {"x": x} | ({} if y is None else {"y": y}) | {k: masks[k] for k in ("mask", "refined")} | made
+    features = {}
     if feature_net:
         features = {k: feature_net(images[k]).cpu().numpy() for k in ("x", "y", *FRECHET) if k in images}
     pixels = {kind: to_pixels(batch) for kind, batch in images.items()}
-    masks, records = made["mask"][:, 0].float().cpu().numpy(), []
+    masks = {name: batch[:, 0].float().cpu().numpy() for name, batch in masks.items()}
+    records = []
     for i, (stem, other) in enumerate(pairs):
-        row = {"stem": stem, "background": other} | score_mask(crops, stem, masks[i], fixed)
+        own = {name: batch[i] for name, batch in masks.items()}
+        row = {"stem": stem, "background": other} | score_mask(crops, stem, own, fixed)
         pictures = {kind: batch[i] for kind, batch in pixels.items()}
         if true[i] is not None:
             pictures["truth"] = to_pixels(true[i][None])[0]
         records.append(Record(stem, row | {name: values[i] for name, values in columns.items()}, pictures,
                               {kind: batch[i] for kind, batch in features.items()}))
     return records
+
+
+def from_colours(model, x, m, box):
+    """Masks (N, 1, S, S) that a colour CRF draws: "refined", of the model's masks m, and "crf", of the boxes alone."""
+    bias = getattr(model, "crf_bias", 0.0)
+    return {"refined": crf.refine_box(x, m, box, bias), "crf": crf.teach(x, box, bias=bias)}
 
 
 def measure(model, x, y, made, hole, seed=0):
@@ -140,16 +152,18 @@ def hole_in(crops, stem, mask):
     return box_mask(crops.box(stem)[None], crops.size, crops.size)[0].round() * (stem in crops.records)
 
 
-def score_mask(crops, stem, mask, fixed):
-    """The figures of a mask (S, S) in [0, 1] of `stem`, as far as the truth is known."""
+def score_mask(crops, stem, masks, fixed):
+    """The figures of `stem`'s masks {"mask", "refined", "crf": (S, S) in [0, 1]}, as far as the truth is known."""
     truth = read_truth(crops, stem)
     if truth is None:
-        return {"mask_area": float((mask >= 0.5).mean())}
-    figures = mask_scores.score(mask, truth, crops.box(stem).tolist() if stem in crops.records else None, fixed)
-    tp, fp, fn, tn = counts = figures.pop("counts").tolist()
-    scored = max(sum(counts), 1)
-    return {"mask_area": (tp + fp) / scored, **figures, **dict(zip(COUNTS, counts, strict=True)),
-            "true_area": (tp + fn) / scored}
+        return {"mask_area": float((masks["mask"] >= 0.5).mean()),
+                "mask_area_refined": float((masks["refined"] >= 0.5).mean())}
+    box, others = None, {"refined": masks["refined"]} | ({} if fixed is None else {"mean_mask": fixed})
+    if stem in crops.records:
+        box, others["crf"] = crops.box(stem).tolist(), masks["crf"]
+    figures = mask_scores.score(masks["mask"], truth, box, **others)
+    tp, _, fn, _ = counts = figures.pop("counts").tolist()
+    return figures | dict(zip(COUNTS, counts, strict=True)) | {"true_area": (tp + fn) / max(sum(counts), 1)}
 
 
 # --- the loop ---
@@ -231,11 +245,13 @@ def summarise(rows, classes=None):
               if name not in (*FIGURES, *COUNTS, "stem", "background")]
     columns = {name: [row.get(name, math.nan) for row in rows] for name in (*FIGURES, *scores)}
     if scored:  # the area where there is no truth to compare it with would not belong beside true_area
-        columns["mask_area"] = [row["mask_area"] if "iou" in row else math.nan for row in rows]
+        for name in ("mask_area", "mask_area_refined"):
+            columns[name] = [row[name] if "iou" in row else math.nan for row in rows]
     columns["iou_minus_mean_mask"] = [row.get("iou", math.nan) - row.get("mean_mask", math.nan) for row in rows]
     values, intervals = means(columns, scored)
     return {
-        **{name: values[name] for name in (*MASKS, "iou_pooled", "iou_minus_mean_mask")},
+        **{name: values[name] for name in (*MASKS, "true_area", "iou_pooled", "iou_minus_mean_mask")},
+        "refined": {name: values[refined] for name, refined in REFINED.items()},
         "baselines": {name: values[name] for name in mask_scores.BASELINES},
         "n_images": len(rows), "n_masks": len(scored),
         "per_class": _per_class(scored, classes or {}),

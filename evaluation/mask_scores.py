@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from images import OBJECT, VOID
 
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
-BASELINES = ("full_mask", "box_mask", "mean_mask")
+BASELINES = ("full_mask", "box_mask", "mean_mask", "crf")
 
 
 # --- at crop size ---
@@ -136,27 +136,29 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def score(mask, truth, box=None, fixed=None):
+def score(mask, truth, box=None, **others):
     """Every figure of one crop's soft mask, and the IoU of the masks that need no model: {"counts": (4,), each of
-    RATIOS, "boundary_f", each of BASELINES}.
+    RATIOS, "boundary_f", "mask_area", each of BASELINES}, and with "_refined" behind all but the counts and baselines
+    those of a refined mask.
 
     mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
-    crop; fixed: the mean mask (h, w) of 0 and 1, resized like a prediction. Without one its baseline is NaN.
+    crop; others: what there is of refined, mean_mask and crf, like `mask`. A baseline that is not there is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    predicted, *mean = resample(np.stack([mask] if fixed is None else [mask, fixed]), truth) >= 0.5
-    table = np.full((4, 4), np.nan)
-    table[0], table[1] = count(predicted, true, scored), count(scored, true, scored)
+    found = dict(zip(("", *others), resample(np.stack([mask, *others.values()]), truth) >= 0.5, strict=True))
+    found["full_mask"] = scored
     if box is not None:  # pixels centred in it
         (u, v), (left, top, width, height) = truth.centres, box
-        inside = ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
-        table[2] = count(inside, true, scored)
-    if mean:
-        table[3] = count(mean[0], true, scored)
-    figures = ratios(table)
-    return {"counts": table[0], **{name: float(value[0]) for name, value in figures.items()},
-            "boundary_f": boundary_f(predicted, true, scored),
-            **{name: float(value) for name, value in zip(BASELINES, figures["iou"][1:], strict=True)}}
+        found["box_mask"] = ((v >= top) & (v < top + height))[:, None] & ((u >= left) & (u < left + width))[None]
+    counts = {name: count(one, true, scored) for name, one in found.items()}
+    figures = {"counts": counts[""]}
+    for name, suffix in {"": "", "refined": "_refined"}.items():
+        if name in found:
+            tp, fp, _, _ = counts[name]
+            figures |= {f"{ratio}{suffix}": float(value) for ratio, value in ratios(counts[name]).items()}
+            figures[f"boundary_f{suffix}"] = boundary_f(found[name], true, scored)
+            figures[f"mask_area{suffix}"] = float((tp + fp) / max(counts[name].sum(), 1))
+    return figures | {name: float(ratios(counts[name])["iou"]) if name in found else math.nan for name in BASELINES}
 
 
 # --- over images ---

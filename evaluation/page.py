@@ -17,7 +17,8 @@ from images import written_whole
 
 # the paper's images: symbol (letter, hats) and a word or two; any other kind goes by its own name
 KINDS = {
-    "x": ("x", 0, "object"), "y": ("y", 0, "background"), "mask": ("m", 0, "mask"), "z": ("z", 0, "coarse paste"),
+    "x": ("x", 0, "object"), "y": ("y", 0, "background"), "mask": ("m", 0, "mask"),
+    "refined": ("m*", 0, "refined mask"), "z": ("z", 0, "coarse paste"),
     "y_hat": ("y", 1, "pasted"), "x_hat": ("x", 1, "removed"), "m_hat": ("m", 1, "mask of the paste"),
     "x_hat2": ("x", 2, "x after the cycle"), "y_hat2": ("y", 2, "y after the cycle"), "truth": ("", 0, "true mask")}
 CYCLE = ("m_hat", "x_hat2", "y_hat2")  # not on sheets
@@ -87,7 +88,7 @@ def write_index(folder, figures, rows, log=None):
     """Write folder/index.html.
 
     figures: the contents of metrics.json; images of its "kinds" lie as KIND/STEM.png beside the page. rows: dicts with
-    "stem", "class" and what there is of "iou" and "d_obj_y_hat". log: of `charts.read_log`.
+    "stem", "class" and what there is of "iou", "iou_refined" and "d_obj_y_hat". log: of `charts.read_log`.
     """
     main, small = charts.charts(log or {}, figures["baselines"]["mean_mask"])
     data = {"figures": figures, "words": {kind: words_of(kind) for kind in figures["kinds"]},
@@ -146,4 +147,4 @@ def _page_row(row):
         return None if math.isnan(value) else round(value, 4)
 
     return {"stem": row["stem"], "class": row.get("class", ""), "truth": "iou" in row, "iou": number("iou"),
-            "d_obj": number("d_obj_y_hat")}
+            "refined": number("iou_refined"), "d_obj": number("d_obj_y_hat")}

@@ -8,7 +8,7 @@ viewers show it (turned as its EXIF orientation says); they may cross its border
 
 The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
 carried back: masks are upsampled guided by the photograph, changes are upsampled as differences, so that detail stays,
-and only what fills the hole is as coarse as the networks.
+and what fills the hole, as coarse as the networks, is given detail from around it.
 """
 import math
 from typing import NamedTuple
@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+import crf
 import losses
 from crops.detector import category_names, detect_boxes
 from crops.rules import Rules, object_window
 from images import UserError
 from photos import files, matting
+from photos.detail import copied
 
 
 class Cut(NamedTuple):
@@ -46,43 +48,50 @@ class Crop(NamedTuple):
     window: tuple  # of the crop, see `matting`
     region: tuple  # the photograph's pixels in it
     x: torch.Tensor  # (1, 3, S, S) in [-1, 1]
-    m: torch.Tensor  # G_seg(x), (1, 1, S, S) in [0, 1]
+    m: torch.Tensor  # G_seg(x), refined or not, (1, 1, S, S) in [0, 1]
     alpha: np.ndarray  # m at the photograph's resolution over `region`, uint8
 
 
-def cut(model, image: Image.Image, box, dilate: int = 0) -> Cut:
+def cut(model, image: Image.Image, box, dilate: int = 0, refine: bool = True) -> Cut:
     """Cut out the object in `box`, with a soft mask, and edge colours freed of the surroundings.
 
-    dilate: widen the mask by this many pixels; negative = narrow it.
+    Args:
+        dilate: widen the mask by this many pixels; negative = narrow it.
+        refine: draw the model's mask to the photograph's colours inside the box (`crf.refine_box`).
 
     Raises UserError for a box without area or outside the image.
     """
     image = files.normalise(image)
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate)
+    part = _segment(model, seen, box, dilate, refine)
     place = matting.inside(part.region, (0, 0))
     colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
     colours[place], alpha[place] = _cutout(part, transparency)
     return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
 
 
-def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False) -> Removal:
+def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False,
+           refine: bool = True, detail: bool = True) -> Removal:
     """Remove the object in `box`: x_hat = G_inp((1-m)*x) in its place.
 
     Args:
         seed: of the noise; the same seed gives the same image.
         dilate: widen the hole by this many pixels, negative = narrow it; default one pixel of the networks' crop.
-        raw: change the whole crop as G_inp does, not only the hole and its rim.
+        raw: change the whole crop as G_inp does, not only the hole and its rim; without copied detail.
+        refine: as for `cut`.
+        detail: give the fill the detail of what surrounds it (`detail.copied`).
 
     Raises UserError as `cut`, and for a model without G_inp.
     """
     require_inpainting(model)
     image = files.normalise(image)
     rgb, transparency, seen = files.split(image)
-    part = _segment(model, seen, box)
+    part = _segment(model, seen, box, refine=refine)
     cell = max(part.window[2:]) / model.size  # one pixel of the crop, in the photograph's
     hole = _hole(part.alpha, cell, dilate)
-    fill, change = _inpaint(model, part, hole, seed, raw)
+    fill, change, known = _inpaint(model, part, hole, seed, raw)
+    grain = copied(seen, fill, known, part.window, part.region) if detail and not raw else None
+    fill, change = matting.Planes(fill, part.window), matting.Planes(change, part.window)
     # at the crop's border the hole must not end abruptly, even if the object reaches it
     down, across = matting.taper(part.region, image.size, 2 * cell, 2 * cell)
     down_raw, across_raw = matting.taper(part.region, image.size, 0.1 * part.window[2], 0.1 * part.window[3])
@@ -95,7 +104,8 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
             everywhere = down_raw[local[0]] * across_raw
             pixels += everywhere[..., None] * change.at(strip)  # the photograph's detail stays
             reached = np.maximum(weight, everywhere)
-        pixels += weight[..., None] * (fill.at(strip) - pixels)
+        filled = fill.at(strip) if grain is None else fill.at(strip) + grain[local]
+        pixels += weight[..., None] * (filled - pixels)
         out[place] = np.clip(pixels + 0.5, 0, 255)
         touched[place] = np.ceil(reached * 255)
     grey = "L" if image.mode in ("L", "LA") else None
@@ -103,13 +113,13 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
 
 
 def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed: int = 0, dilate: int = 0,
-          raw: bool = False) -> Paste:
+          raw: bool = False, refine: bool = True) -> Paste:
     """Paste the object in `box` onto `background`: y_hat = G_enh(z), z = m*x + (1-m)*y; z for a model without G_enh.
 
     Args:
         at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may cross the
             border. Default: in the middle, made smaller if it does not fit.
-        seed, dilate: as for `remove` and `cut`.
+        seed, dilate, refine: as for `remove` and `cut`.
         raw: change the whole crop of the background as G_enh does, not only the object.
 
     Raises UserError as `cut`, and for an `at` outside the background.
@@ -117,7 +127,7 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
     background = files.normalise(background)
     image = files.to_profile(files.normalise(image), background.info.get("icc_profile"))
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate)
+    part = _segment(model, seen, box, dilate, refine)
     at = _position(at, box, background.size)
     window, region, cutout = _move(np.dstack(_cutout(part, transparency)), part, box, at, background.size)
     rgb, backing, seen = files.split(background)
@@ -179,15 +189,18 @@ def crop_rule(model) -> Rules:
     return Rules(**(model.config.get("crop_rule") or {}))
 
 
-def _segment(model, seen, box, dilate=0) -> Crop:
-    """Cut the crop around `box`, segment it, and carry the mask back."""
+def _segment(model, seen, box, dilate=0, refine=True) -> Crop:
+    """Cut the crop around `box`, segment it, refine the mask, and carry it back."""
     if problem := box_problem(box, seen.shape[1::-1]):
         raise UserError(problem)
     window = object_window(box, crop_rule(model))
     region = matting.hull(window, *seen.shape[1::-1])
     x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
-    m = model.segment(x, [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
-                          box[2] / window[2], box[3] / window[3]])
+    local = [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
+             box[2] / window[2], box[3] / window[3]]
+    m = model.segment(x, local)
+    if refine:
+        m = crf.refine_box(x, m, torch.tensor([local], device=x.device), getattr(model, "crf_bias", 0.0))
     alpha = matting.upsample_mask(seen, m[0, 0].cpu().numpy(), window, region)
     if dilate:
         alpha = matting.grow(alpha, dilate)
@@ -204,15 +217,16 @@ def _hole(alpha, cell, dilate):
 
 
 def _inpaint(model, part, hole, seed, raw):
-    """G_inp's fill of the hole, and its change of what surrounds it, as `Planes` of pixel values 0..255."""
+    """G_inp's fill of the hole and its change of what surrounds it, (3, S, S) in levels of 255, and where there is no
+    hole, (S, S) bool."""
     m = torch.maximum(part.m, _shrink(hole, part.window, part.region, part.m))
     x_hat = model.inpaint(part.x, m, seed)
     change = _planes(x_hat - part.x) * 127.5
     # What G_inp changes where there is no hole is its error, in the hole too: a smooth surface through that
     # error is taken off the fill, which so meets the photograph at the rim.
-    error = 0 if raw else matting.membrane(change, m[0, 0].cpu().numpy() < 0.02)
-    fill = np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255)
-    return matting.Planes(fill, part.window), matting.Planes(change, part.window)
+    known = m[0, 0].cpu().numpy() < 0.02
+    error = 0 if raw else matting.membrane(change, known)
+    return np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255), change, known
 
 
 def _cutout(part, transparency):

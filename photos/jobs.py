@@ -178,13 +178,15 @@ class Worker:
         """The images of result number `i`, in the order of `KINDS`."""
         args, model = self.args, self.model
         if args.command == "cut":
-            return edit.cut(model, image, boxes[i], self.dilate or 0)
+            return edit.cut(model, image, boxes[i], self.dilate or 0, args.refine)
         if args.command == "paste":
             drawn = self.backgrounds[name_hash(f"{job.file}/{i}", args.seed) % len(self.backgrounds)]
             background = files.open_photo(drawn)
-            return edit.paste(model, image, boxes[i], background, args.at, args.seed, self.dilate or 0, args.raw)
+            return edit.paste(model, image, boxes[i], background, args.at, args.seed, self.dilate or 0, args.raw,
+                              args.refine)
         touched = np.zeros(image.size[::-1], np.uint8)
         for box in boxes:  # one after the other: each hole is filled beside the earlier fills
-            image, mask = edit.remove(model, image, box, args.seed, self.dilate, args.raw)
+            image, mask = edit.remove(model, image, box, args.seed, self.dilate, args.raw, args.refine,
+                                      args.detail)
             touched = np.maximum(touched, np.asarray(mask))
         return image, Image.fromarray(touched)

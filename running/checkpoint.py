@@ -45,12 +45,15 @@ def load_checkpoint(path):
 
 
 def build_model(state, path, device="cpu"):
-    """The model of a checkpoint that was read from `path`, ready for inference: averaged networks where it has them.
+    """The model of a checkpoint that was read from `path`, ready for inference: averaged networks where it has them,
+    and as `crf_bias` what its run chose.
 
     Raises UserError, in one line, if it does not fit this code.
     """
     try:
-        return methods.load(state["method"]).Model.from_state(state).to(device)
+        model = methods.load(state["method"]).Model.from_state(state).to(device)
+        model.crf_bias = float(state.get("options", {}).get("crf_bias") or 0)  # None where no box was known
+        return model
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds no model that this code can build ({type(error).__name__}: {reason}): "

@@ -18,6 +18,7 @@ A method is a module, with no base class:
         scores(pictures) -> {name: (N,)}            where it has discriminators
         enhance(z, seed), inpaint(x, m, seed)       where it can; photo.py and the figures of fills use them
         from_state(state)       class method: the model of a checkpoint, ready for inference
+        crf_bias                that of the run, for `crf.refine_box`; running/checkpoint.py sets it
                                 A member that a model does not have is None or absent.
 
 A trainer has

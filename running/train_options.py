@@ -55,6 +55,9 @@ def _add_training(add):
     add("--ema", type=number(0, 0.5), default=0.2,
         help="mean age of the averaged weights used in tests, as a share of the steps so far; 0 = none")
     add("--no_flip", action="store_true", help="do not flip images left-right")
+    add("--crf_bias", type=number(),
+        help="of the colour CRF that teaches G_seg and, in tests and photo.py, refines masks: added to every pixel's "
+             "logit, more makes larger masks [the least of 0, 2, 4 whose masks of training crops fill their boxes]")
     add("--amp", action=argparse.BooleanOptionalAction,
         help="convolutions in bfloat16, losses in float32 [where the hardware has units for it]; --no-amp: all in "
              "float32, which is TF32 in the convolutions of GPUs that have it")

@@ -1,4 +1,5 @@
 """The colour CRF against a literal version, pixel by pixel; what it does on drawings; what a box teaches."""
+import argparse
 import math
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch
 from skimage.color import rgb2lab
 
 import crf
+import train
+from crops import demo
+from data import Crops
 
 
 def literal_refine(image, mask, inside, bins=16, prior=0.35, colour=1.0, pairwise=8.0, bias=0.0, rounds=2, sweeps=3):
@@ -106,6 +110,45 @@ def test_more_bias_makes_larger_masks():
     box = torch.tensor([[0.1, 0.1, 0.8, 0.8]])
     areas = [crf.teach(image, box, bias=bias).mean().item() for bias in (-4.0, 0.0, 4.0)]
     assert areas[0] < areas[1] < areas[2]
+
+
+def test_a_models_masks_are_refined_inside_the_exact_box():
+    image, disc = drawing(None)
+    box = torch.tensor([[10 / 48, 6 / 48, 30 / 48, 27 / 48]])
+    rough = torch.nn.functional.avg_pool2d(disc, 9, 1, 4).roll((3, -2), (2, 3))
+    found = crf.refine_box(image, rough, box, 0.5)
+    assert torch.equal(found, crf.refine(image, rough, crf.box_inside(box, 48, 48), bias=0.5))
+    assert ((found >= 0.5) == (disc == 1)).float().mean() > 0.99 > ((rough >= 0.5) == (disc == 1)).float().mean()
+    everywhere = crf.refine_box(image, rough, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    assert torch.equal(everywhere, crf.refine(image, rough, torch.ones_like(rough)))
+
+
+def test_a_refined_mask_of_another_size_is_refused_image_by_image():
+    """A bias that loses the object, one that takes the whole box, and one between; and a mask that is empty."""
+    image, disc = drawing(None)
+    image, disc, box = image.expand(4, -1, -1, -1), disc.repeat(4, 1, 1, 1), torch.tensor([[0.1, 0.1, 0.8, 0.8]] * 4)
+    bias = torch.tensor([-30.0, 30.0, 0.0, 30.0]).view(4, 1, 1, 1)
+    disc[3] = 0
+    free = crf.refine(image, disc, crf.box_inside(box, 48, 48), bias=bias)
+    areas = [(m >= 0.5).sum((1, 2, 3)) for m in (disc, free)]
+    assert areas[1][0] < areas[0][0] / 2 and areas[1][1] > 2 * areas[0][1] and areas[1][3] > 0
+    found = crf.refine_box(image, disc, box, bias)
+    assert torch.equal(found[[0, 1, 3]], disc[[0, 1, 3]]) and torch.equal(found[2], free[2])
+    assert not torch.equal(found[2], disc[2])
+
+
+def test_the_bias_of_a_run_is_chosen_once(tmp_path):
+    demo.write_demo(tmp_path, counts={"train": {"objects": 4, "backgrounds": 2}})
+    crops = Crops(tmp_path, "train", 32)
+    boxes = torch.stack([crops.box(stem) for stem in crops.stems])
+    x = torch.stack([crops.object(stem) for stem in crops.stems])
+    for asked, bias in ((None, crf.choose_bias(x, boxes)), (3.0, 3.0)):
+        args = argparse.Namespace(crf_bias=asked)
+        teacher = train.box_teacher(args, crops)
+        assert args.crf_bias == bias and torch.equal(teacher(x, boxes), crf.teach(x, boxes, bias=bias))
+    crops.records.clear()
+    args = argparse.Namespace(crf_bias=None)
+    assert train.box_teacher(args, crops) is None and args.crf_bias is None
 
 
 def test_a_box_that_is_not_known_teaches_nothing():

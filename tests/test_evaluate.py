@@ -1,4 +1,7 @@
-"""test.py as users run it: what it writes, with all or little of the data at hand, and errors in one line."""
+"""test.py as users run it: what it writes, with all or little of the data at hand, and errors in one line.
+
+Long, since all parts share the runs and the data set that the fixtures at the top make.
+"""
 import csv
 import json
 import os
@@ -12,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import crf
 import test as entry
 from crops import demo
 from data import Crops
@@ -21,8 +25,9 @@ from running import methods
 from running.checkpoint import load_model, save_checkpoint
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MASKS = ("mask", "refined", "m_hat", "truth")
 TINY = dict(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, head_bias=0.0)
-KINDS = ("x", "y", "mask", "z", "y_hat", "x_hat", "m_hat", "x_hat2", "y_hat2", "truth")
+KINDS = ("x", "y", "mask", "refined", "z", "y_hat", "x_hat", "m_hat", "x_hat2", "y_hat2", "truth")
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +98,8 @@ def test_command_line_needs_the_name_alone(checkpoints, dataroot, tmp_path):
     for kind in KINDS:
         assert pngs(folder, kind) == stems
         with Image.open(folder / kind / stems[0]) as image:
-            assert image.size == (32, 32) and image.mode == ("L" if kind in ("mask", "m_hat", "truth") else "RGB")
-    for word in ("seigan", "full mask", "box mask", "mean mask", "7 of 7"):
+            assert image.size == (32, 32) and image.mode == ("L" if kind in MASKS else "RGB")
+    for word in ("seigan", "refined", "full mask", "box mask", "mean mask", "crf", "7 of 7"):
         assert word in done.stdout
     figures = figures_of(folder)
     assert {"iou", "iou_pooled", "dice", "pixel_accuracy", "precision", "recall", "boundary_f", "mask_area",
@@ -102,10 +107,13 @@ def test_command_line_needs_the_name_alone(checkpoints, dataroot, tmp_path):
     assert figures["n_images"] == 7 and figures["step"] == 1234 and figures["size"] == 32
     assert figures["checkpoint"] == "latest" and figures["method"] == "seigan" and figures["mean_mask_fitted_on"] == 8
     assert figures["kinds"] == list(KINDS)
-    assert set(figures["baselines"]) == {"full_mask", "box_mask", "mean_mask"}
+    assert set(figures["baselines"]) == {"full_mask", "box_mask", "mean_mask", "crf"}
+    assert {"iou", "dice", "boundary_f", "mask_area"} <= figures["refined"].keys()
     assert figures["frechet"] is None and figures["resolution"] == "crop"
-    low, high = figures["intervals"]["iou"]
-    assert low < figures["iou"] < high
+    for value, interval in ((figures["iou"], "iou"), (figures["refined"]["iou"], "iou_refined"),
+                            (figures["baselines"]["crf"], "crf")):
+        low, high = figures["intervals"][interval]
+        assert low < value < high and f"{value:.3f}  [{low:.3f}, {high:.3f}]" in done.stdout
 
 
 def test_figures_are_those_of_the_models_own_masks(run, checkpoints, dataroot):
@@ -148,6 +156,49 @@ def test_pictures_and_scores_are_those_of_the_model(run, checkpoints, dataroot):
     assert float(row["G_inp_mae"]) == pytest.approx(expected.item(), abs=1e-4)
 
 
+def by_hand(checkpoints, dataroot, stem, inside, bias):
+    """The refined mask of one object and the CRF's from its box alone, (32, 32) each."""
+    model, crops = load_model(checkpoints / "seigan" / "latest.pt"), Crops(dataroot, "test", 32)
+    x, box = crops.object(stem)[None], crops.box(stem)[None]
+    refined = crf.refine(x, model.segment(x, box), inside, bias=bias)
+    return [mask[0, 0].numpy() for mask in (refined, crf.teach(x, box, bias=bias))]
+
+
+def test_refined_masks_are_those_of_the_crf_with_the_runs_bias(run, checkpoints, dataroot, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods.load("seigan").Model, "segment",  # the untrained one's are empty
+                        lambda self, x, box=None: crf.ellipse(self.boxes(box, len(x)).float(), 32, 32))
+    shutil.copytree(checkpoints, tmp_path / "runs")
+    path, crops = tmp_path / "runs" / "seigan" / "latest.pt", Crops(dataroot, "test", 32)
+    state = torch.load(path, weights_only=True)
+    state["options"]["crf_bias"] = 1.0
+    save_checkpoint(path, state)
+    code, folder, _ = run("seigan", "--checkpoints_dir", tmp_path / "runs", "--batch_size", 3)
+    inside = crf.box_inside(crops.box("00003")[None], 32, 32)
+    masks = by_hand(checkpoints, dataroot, "00003", inside, 1.0)
+    assert np.abs(masks[0] - by_hand(checkpoints, dataroot, "00003", inside, 0.0)[0]).max() > 0.1, "the bias matters"
+    written = np.asarray(Image.open(folder / "refined" / "00003.png"))
+    assert code == 0 and np.abs(written / 255 - masks[0]).max() < 0.01
+    truth, row = np.asarray(Image.open(crops.masks["00003"])) > 128, rows_of(folder)[3]
+    for name, mask in zip(("iou_refined", "crf"), masks, strict=True):
+        p = F.interpolate(torch.from_numpy(mask)[None, None], (64, 64), mode="bilinear")[0, 0].numpy() >= 0.5
+        assert float(row[name]) == pytest.approx((p & truth).sum() / (p | truth).sum(), abs=2e-3), name
+    figures, ious = figures_of(folder), [float(r["iou_refined"]) for r in rows_of(folder)]
+    assert figures["refined"]["iou"] == pytest.approx(np.mean(ious), abs=1e-5)
+    before = figures["iou"]
+    run("seigan")  # what the networks make has nothing to do with it
+    assert figures_of(folder)["iou"] == before and figures_of(folder)["refined"]["iou"] != figures["refined"]["iou"]
+
+
+def test_a_model_has_its_runs_bias(checkpoints, tmp_path):
+    state = torch.load(checkpoints / "supervised" / "latest.pt", weights_only=True)
+    for options, bias in ((state["options"], 0), ({"crf_bias": None}, 0), ({"crf_bias": 2.0}, 2)):
+        save_checkpoint(tmp_path / "latest.pt", state | {"options": options})
+        assert load_model(tmp_path / "latest.pt").crf_bias == bias
+    del state["options"]
+    save_checkpoint(tmp_path / "latest.pt", state)
+    assert load_model(tmp_path / "latest.pt").crf_bias == 0
+
+
 def test_figures_depend_on_neither_batch_size_nor_threads(run, checkpoints):
     code, folder, _ = run("seigan", "--batch_size", 3, "--threads", 3)
     first, rows = figures_of(folder), rows_of(folder)
@@ -170,7 +221,7 @@ def test_methods_leave_out_what_they_do_not_train(run, method, missing):
     assert figures["inpainting"]["G_inp"]["psnr"] is None and figures["iou"] is not None
     assert list(figures["scores"]) == ([] if method == "supervised" else ["d_obj_z", "d_obj_y_hat"])
     assert (figures["enhancement"]["id_obj"] is None) == (method == "supervised")
-    columns = 7 - len({"y_hat", "x_hat"} & set(missing))
+    columns = 8 - len({"y_hat", "x_hat"} & set(missing))
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width == columns * (64 + 4) + 4
 
@@ -233,7 +284,8 @@ def test_another_method_needs_no_change(run, copy, monkeypatch, backgrounds):
     code, folder, out = run("seigan", "--dataroot", copy)
     figures, rows = figures_of(folder), rows_of(folder)
     assert code == 0, out.err
-    assert figures["kinds"] == ["x", *["y"] * backgrounds, "mask", "first_layer", *["z"] * backgrounds, "truth"]
+    kinds = ["x", *["y"] * backgrounds, "mask", "refined", "first_layer", *["z"] * backgrounds, "truth"]
+    assert figures["kinds"] == kinds
     assert all(len(pngs(folder, kind)) == 7 for kind in figures["kinds"])
     assert list(figures["scores"]) == ["sharpness"] and float(rows[0]["sharpness"]) > 0
     assert "G_inp_psnr" not in rows[0] and "id_obj" not in rows[0] and (rows[0]["background"] != "") == backgrounds
@@ -247,7 +299,7 @@ def test_only_methods_that_need_backgrounds_ask_for_them(run, copy):
     code, _, out = run("seigan", "--dataroot", copy)
     assert code == 2 and "no images in" in out.err and "backgrounds" in out.err
     code, folder, _ = run("supervised", "--dataroot", copy)
-    assert code == 0 and figures_of(folder)["kinds"] == ["x", "mask", "truth"] and pngs(folder, "y") is None
+    assert code == 0 and figures_of(folder)["kinds"] == ["x", "mask", "refined", "truth"] and pngs(folder, "y") is None
 
 
 def test_earlier_pictures_do_not_stay_beside_new_ones(run, copy):
@@ -326,12 +378,13 @@ def test_no_true_masks(run, copy):
     code, folder, printed = run("seigan", "--dataroot", copy)
     figures = figures_of(folder)
     assert code == 0 and figures["iou"] is None and figures["n_masks"] == 0 and figures["mask_area"] > 0
-    assert figures["baselines"] == {"full_mask": None, "box_mask": None, "mean_mask": None}
+    assert figures["baselines"] == dict.fromkeys(("full_mask", "box_mask", "mean_mask", "crf"))
+    assert figures["refined"]["iou"] is None and figures["refined"]["mask_area"] > 0
     assert figures["inpainting"]["G_inp"]["psnr"] > 0  # holes of the boxes' shape
     assert "no IoU" in printed.out and pngs(folder, "truth") is None
 
 
-def test_an_unknown_box_is_the_whole_crop_everywhere(run, copy, checkpoints, monkeypatch):
+def test_an_unknown_box_is_the_whole_crop_everywhere(run, copy, checkpoints, tmp_path, monkeypatch):
     path = copy / "test" / "crops.json"
     index = json.loads(path.read_text())
     for stem in ("00000", "00001"):
@@ -346,6 +399,9 @@ def test_an_unknown_box_is_the_whole_crop_everywhere(run, copy, checkpoints, mon
     assert boxes[:2] == [whole] * 2 and boxes[2] == pytest.approx(known) and len(boxes) == 14  # of x, then of y_hat
     rows = rows_of(folder)
     assert rows[0]["box_mask"] == "" and 0 < float(rows[2]["box_mask"]) < 1 and rows[0]["iou"]
+    assert rows[0]["crf"] == "" and 0 < float(rows[2]["crf"]) <= 1 and rows[0]["iou_refined"]
+    refined = np.asarray(Image.open(tmp_path / "seigan" / "refined" / "00000.png"))
+    assert np.abs(refined / 255 - by_hand(checkpoints, copy, "00000", torch.ones(1, 1, 32, 32), 0.0)[0]).max() < 0.01
     assert rows[0]["G_inp_psnr"] and not rows[1]["G_inp_psnr"]  # neither mask nor box: nothing to cut out
     boxes.clear()
     evaluation.validate(load_model(checkpoints / "seigan" / "latest.pt"), Crops(copy, "test", 32))

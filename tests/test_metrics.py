@@ -102,8 +102,8 @@ def test_window_between_pixels_counted_by_hand():
 @pytest.mark.parametrize("shape", [(61, 43), (128, 128), (37, 211)])
 def test_perfect_empty_and_shifted_at_odd_sizes(shape):
     truth = whole(square(*shape, 8, 9, 20))
-    perfect = metrics.score(soft(truth.mask), truth, fixed=soft(truth.mask))
-    assert all(perfect[name] == 1 for name in (*metrics.RATIOS, "boundary_f", "mean_mask"))
+    perfect = metrics.score(soft(truth.mask), truth, mean_mask=soft(truth.mask), refined=soft(truth.mask))
+    assert all(perfect[name] == 1 for name in (*metrics.RATIOS, "boundary_f", "mean_mask", "iou_refined"))
     empty = metrics.score(np.zeros((8, 8), np.float32), truth)
     assert [empty[n] for n in ("iou", "dice", "precision", "recall", "boundary_f")] == [0] * 5
     shifted = metrics.score(soft(square(*shape, 8, 14, 20)), truth)

@@ -15,7 +15,7 @@ from baselines.supervised import Supervised
 from crops import cutting
 from crops import rules as crops
 from images import UserError
-from photos import edit, files, jobs, matting
+from photos import detail, edit, files, jobs, matting
 from seigan import SEIGAN
 
 ROOT = Path(__file__).parent.parent
@@ -323,7 +323,8 @@ def test_results_are_the_models_own_at_its_own_size(monkeypatch):
     expected = np.clip(np.asarray(pasted.coarse) + change, 0, 255)
     assert np.abs(np.asarray(pasted.image) - expected).max() <= 1.5
     monkeypatch.setattr(model, "grow_hole", 0)  # `edit` grows the hole at the photograph's resolution
-    fill, change = edit._inpaint(model, part, np.zeros((32, 32), np.uint8), 3, raw=True)
+    found = edit._inpaint(model, part, np.zeros((32, 32), np.uint8), 3, raw=True)
+    fill, change = (matting.Planes(planes, part.window) for planes in found[:2])
     x_hat = (model.remove(x, (0.0, 0.0, 1.0, 1.0), seed=3)[0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(fill.at((0, 0, 32, 32)) - x_hat).max() < 1e-2
     assert np.abs(change.at((0, 0, 32, 32)) + np.asarray(image) - x_hat).max() < 1e-2
@@ -409,6 +410,69 @@ def test_a_paste_without_g_enh_is_z():
     assert np.array_equal(np.asarray(result.image), np.asarray(result.coarse))
     result = edit.paste(build(NoCycle), picture(), BOX, picture(seed=1), (20, 20))
     assert not np.array_equal(np.asarray(result.image), np.asarray(result.coarse))
+
+
+# --- copied detail ---
+
+
+def variance(pixels, side=8):
+    """Mean variance within squares of `side` pixels of (h, w, 3)."""
+    rows, columns = (n // side * side for n in pixels.shape[:2])
+    blocks = pixels[:rows, :columns].astype(float).reshape(rows // side, side, columns // side, side, 3)
+    return blocks.var((1, 3)).mean()
+
+
+def textures():
+    """{name: (600, 800, 3) uint8}: fine noise, stripes 6 px apart, a clear sky with a camera's noise."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:600, :800]
+    made = {"noise": [160, 120, 90] + rng.normal(0, 20, (600, 800, 1)),
+            "stripes": np.stack([128 + 60 * np.sin((x + 0.5 * y) * np.pi / 3)] * 3, -1),
+            "sky": np.stack([90 + y / 10, 140 + y / 12, 220 - y / 20], -1) + rng.normal(0, 1, (600, 800, 1))}
+    return {name: pixels.clip(0, 255).astype(np.uint8) for name, pixels in made.items()}
+
+
+@pytest.mark.parametrize("name", ["noise", "stripes", "sky"])
+def test_a_fill_gets_the_detail_of_its_surroundings(model, monkeypatch, name):
+    pixels, mask = textures()[name], torch.zeros(1, 1, 32, 32)
+    mask[..., 10:22, 10:22] = 1
+    knows(model, mask, monkeypatch)
+    monkeypatch.setattr(model, "inpaint", lambda cut, *_: torch.nn.functional.avg_pool2d(cut, 15, 1, 7))
+    image, box = Image.fromarray(pixels), (250, 150, 300, 300)
+    plain, found = (edit.remove(model, image, box, detail=detail, refine=False) for detail in (False, True))
+    middle = (slice(240, 360), slice(340, 460))
+    assert (np.asarray(found.mask)[middle] == 255).all() and found.mask == plain.mask
+    around, before, now = variance(pixels[:100]), *(variance(np.asarray(i.image)[middle]) for i in (plain, found))
+    assert before < 0.2 * around and around / 2 < now < 2 * around or name == "sky" and now < 2 * around < 5
+    untouched = np.asarray(found.mask) == 0
+    assert untouched.any() and np.array_equal(np.asarray(found.image)[untouched], pixels[untouched])
+    again = edit.remove(model, image, box, refine=False)
+    assert again.image.tobytes() == found.image.tobytes() != plain.image.tobytes()
+
+
+def test_a_smooth_fill_between_texture_and_sky_takes_each_from_its_own():
+    rng = np.random.default_rng(0)
+    pixels = np.full((400, 400, 3), (120, 170, 230), np.uint8)
+    pixels[200:] = (90 + rng.normal(0, 25, (200, 400, 1))).clip(0, 255)
+    window, known = (0, 0, 400, 400), np.ones((64, 64), bool)
+    known[20:44, 20:44] = False
+    cells = matting.crop(pixels, window, 64, 64).transpose(2, 0, 1).astype(np.float32)
+    cells[:, ~known] = np.where(np.arange(20, 44) < 32, [[120.0], [170.0], [230.0]], 90.0).repeat(24, 1)
+    found = detail.copied(pixels, cells, known, window, (0, 0, 400, 400))
+    assert np.abs(found[140:165, 140:260]).max() < 1 and found[220:260, 140:260].std() > 12
+    assert not found[:100].any() and not found[:, :100].any()
+    nothing = detail.copied(pixels, cells, np.zeros_like(known), window, (0, 0, 400, 400))
+    assert not nothing.any(), "where nothing is known"
+
+
+def test_detail_never_shows_the_object():
+    """A red square with an edge of its own in a hole; the surroundings are grey."""
+    pixels = (np.full((300, 300, 3), 120) + np.random.default_rng(0).integers(-20, 21, (300, 300, 1))).astype(np.uint8)
+    known, window = np.ones((64, 64), bool), (-20.5, 10.25, 310, 280)
+    known[16:48, 16:48] = False
+    pixels[85:220, 62:205] = (255, 0, 0)
+    fill = np.full((3, 64, 64), 120, np.float32)
+    found = detail.copied(pixels, fill, known, window, matting.hull(window, 300, 300))
+    assert found.std() > 5 and np.abs(found - found.mean(-1, keepdims=True)).max() < 2
 
 
 # --- every kind of photograph ---

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from test_photo import BOX, ROOT, Stub, build, picture, stored
 
+import crf
 import photo
 from baselines.nocycle import NoCycle
 from crops.annotations import Photo
@@ -33,9 +34,9 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def save(folder, model, method):
+def save(folder, model, method, options=None):
     folder.mkdir()
-    state = {"method": method, "config": model.config, **Trainer(model).state_dict()}
+    state = {"method": method, "config": model.config, "options": options or {}, **Trainer(model).state_dict()}
     save_checkpoint(str(folder / "latest.pt"), state)
 
 
@@ -70,6 +71,50 @@ def test_commands_on_one_photograph(call, run_folder, tmp_path):
     model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
     expected = edit.remove(model, Image.open(dog), BOX)
     assert np.array_equal(np.asarray(Image.open(out / "removed" / "dog.jpg.png")), np.asarray(expected.image))
+
+
+def test_masks_are_refined_unless_told_otherwise(call, tmp_path, monkeypatch):
+    """With --no-refine no CRF runs; else that of the run's bias, inside the box, before the mask is carried back."""
+    method, box = SEIGAN, ("--box", "30,20,40,30")
+    monkeypatch.setattr(method, "segment", lambda self, x, box=None: crf.ellipse(self.boxes(box, 1).float(), 32, 32))
+    model = build(rule={"fit": "warp", "object_size": 100, "crop_size": 128})
+    save(tmp_path / "exp", model, "seigan", {"crf_bias": 1.5})
+    model.crf_bias = 1.5
+    image = picture()
+    ImageDraw.Draw(image).ellipse((35, 22, 66, 48), (200, 30, 40))
+    dog, beach = stored(image, tmp_path, "dog.png"), stored(picture(140, 90, 1), tmp_path, "beach.png")
+    results, refined = {}, crf.refine_box
+    for refine, option in ((True, ()), (False, ("--no-refine",)), (True, ("--refine",))):
+        out, seen = tmp_path / f"out{len(results)}", []
+        monkeypatch.setattr(crf, "refine_box", lambda x, m, *a, seen=seen: seen.append(a) or refined(x, m, *a))
+        for command, more in (("cut", ()), ("remove", ()), ("paste", ("--background", beach, "--at", "40,30"))):
+            assert call(command, dog, *box, *more, *option, "--out", out, runs=tmp_path)[0] == 0
+        assert [bias for _, bias in seen] == [1.5] * 3 * refine
+        results[option] = {name: (out / name).read_bytes() for name in names(out)}
+        mask = np.asarray(edit.cut(model, Image.open(dog), BOX, refine=refine).mask)
+        assert np.array_equal(mask, np.asarray(Image.open(out / "cut_mask" / "dog.png.png")))
+    first, without, again = results.values()
+    assert first == again and all(first[name] != without[name] for name in first)
+    part = edit._segment(model, np.asarray(image), BOX)
+    local = torch.tensor([[14 / 128, 14 / 128, 100 / 128, 100 / 128]])
+    expected = crf.refine(part.x, crf.ellipse(local, 32, 32), crf.box_inside(local, 32, 32), bias=1.5)
+    assert torch.allclose(part.m, expected, atol=1e-4)
+
+
+def test_detail_is_copied_into_fills_unless_told_otherwise(call, run_folder, tmp_path):
+    rng, dog = np.random.default_rng(0), tmp_path / "dog.png"
+    Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(dog)
+    args = ("remove", dog, "--box", "30,20,40,30", "--out")
+    assert call(*args, tmp_path / "a")[0] == call(*args, tmp_path / "b", "--no-detail")[0] == 0
+    model = SEIGAN.load(str(run_folder / "exp" / "latest.pt"))
+    for out, detail in (("a", True), ("b", False)):
+        expected = edit.remove(model, Image.open(dog), BOX, detail=detail).image
+        assert np.array_equal(np.asarray(Image.open(tmp_path / out / "removed" / "dog.png.png")), np.asarray(expected))
+    masks = [(tmp_path / out / "removed_mask" / "dog.png.png").read_bytes() for out in ("a", "b")]
+    images = [(tmp_path / out / "removed" / "dog.png.png").read_bytes() for out in ("a", "b")]
+    assert masks[0] == masks[1] and images[0] != images[1]
+    code, _, err = call("cut", *args[1:], tmp_path / "c", "--no-detail")
+    assert code == 2 and "--no-detail" in err
 
 
 def test_existing_results_are_kept(call, tmp_path):

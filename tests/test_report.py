@@ -18,13 +18,16 @@ STEMS = ['plain', 'sp ace & "quotes"', "<b>tag", "50%#?x=1", "ŷ-été", "last"]
 
 @pytest.fixture
 def figures():
-    with_interval = {"iou": [0.6, 0.8], "mean_mask": [0.5, 0.7], "iou_minus_mean_mask": [0.02, 0.2]}
+    with_interval = {"iou": [0.6, 0.8], "mean_mask": [0.5, 0.7], "iou_refined": [0.65, 0.85],
+                     "iou_minus_mean_mask": [0.02, 0.2]}
     return {
         "name": "<exp> & co", "method": "seigan", "kinds": KINDS, "step": 12000, "size": 32, "checkpoint": "best",
         "dataroot": "a<b", "split": "test", "resolution": "source", "n_images": 6, "n_masks": 5, "iou": 0.7,
         "iou_pooled": 0.71, "dice": 0.8, "pixel_accuracy": 0.9, "precision": 0.8,
         "recall": 0.8, "boundary_f": 0.5, "mask_area": 0.4, "true_area": 0.41,
-        "iou_minus_mean_mask": 0.1, "baselines": {"full_mask": 0.35, "box_mask": None, "mean_mask": 0.6},
+        "iou_minus_mean_mask": 0.1, "baselines": {"full_mask": 0.35, "box_mask": None, "mean_mask": 0.6, "crf": 0.65},
+        "refined": {"iou": 0.75, "dice": 0.85, "pixel_accuracy": 0.9, "precision": 0.8, "recall": 0.8,
+                    "boundary_f": 0.6, "mask_area": 0.42},
         "intervals": with_interval, "enhancement": {"id_obj": 0.03, "change": 0.02},
         "per_class": {k: {"n": 3, "iou": 0.7, "interval": None, "iou_pooled": 0.7, "mean_mask": 0.6}
                       for k in ("c<at", "dog")},
@@ -37,7 +40,7 @@ def figures():
 def rows():
     ious, scores = [0.5, 0.9, 0.1, 0.7, None, 0.3], [0.3, 0.1, 0.6, 0.2, 0.5, 0.4]
     return [{"stem": stem, "class": "dog" if i % 2 else "c<at", "d_obj_y_hat": scores[i],
-             **({} if ious[i] is None else {"iou": ious[i]})}
+             **({} if ious[i] is None else {"iou": ious[i], "iou_refined": ious[i] + 0.05})}
             for i, stem in enumerate(STEMS)]
 
 
@@ -82,7 +85,7 @@ def test_page_loads_with_every_picture_and_a_silent_console(folder):
     assert console == []
     assert value["broken"] == [] and value["outside"] == 0 and value["bold"] == 0
     # 6 rows in the gallery and 3 extremes; the row without a true mask shows none
-    assert value["n"] == 9 * 11 - 1 and value["order"] == STEMS
+    assert value["n"] == 9 * 12 - 1 and value["order"] == STEMS
     assert value["title"].startswith("<exp> & co") and value["hats"] == 7
     assert value["words"] == ["first layer", "true mask"]
 
@@ -97,21 +100,23 @@ def test_figures_and_legend_say_what_there_is_in_words(folder, figures, rows):
     """
     value, console = browse(folder, script)
     assert console == [] and "None" not in value["rest"] and "null" not in value["rest"]
-    assert len(value["legend"]) == 10 and "removed: x without its object" in " ".join(value["legend"])
-    for row in ("IoU, mean over images0.700 [0.600, 0.800]", "Dobj(z)0.100", "Dbg(y^^)0.400", "d_<own0.500",
+    assert len(value["legend"]) == 11 and "removed: x without its object" in " ".join(value["legend"])
+    for row in ("IoU, mean over images0.700 [0.600, 0.800]0.750 [0.650, 0.850]", "mask area0.4000.420",
+                "true area0.410", "Dobj(z)0.100", "Dbg(y^^)0.400", "d_<own0.500",
                 "c<at30.7000.7000.600", "mean colour20.00.5000.100"):
         assert row in value["rows"], row
-    assert value["bars"] == ["0.700", "0.600", "no data", "0.350"]
+    assert value["bars"] == ["0.700", "0.750", "0.600", "no data", "0.350", "0.650"]
     assert any("model's own critic says of ŷ" in note for note in value["notes"])
     assert any("best that the training masks allow" in note for note in value["notes"])
-    assert "D_obj(ŷ) 0.30" in value["labels"]
+    assert "D_obj(ŷ) 0.30" in value["labels"] and "refined 0.550" in value["labels"]
     # a method with masks alone: what it has not is not mentioned
     none = dict.fromkeys(("psnr", "ssim", "mae"))
-    few = figures | {"kinds": ["x", "mask", "truth"], "scores": {}, "enhancement": {"id_obj": None, "change": None},
+    few = figures | {"kinds": ["x", "mask", "refined", "truth"], "scores": {},
+                     "enhancement": {"id_obj": None, "change": None},
                      "inpainting": dict.fromkeys(figures["inpainting"], none), "per_class": {}}
     report.write_index(folder, few, [{k: v for k, v in row.items() if k != "d_obj_y_hat"} for row in rows])
     value, console = browse(folder, script)
-    assert console == [] and value["tables"] == ["Masks"] and len(value["legend"]) == 3
+    assert console == [] and value["tables"] == ["Masks, with 95 % intervals"] and len(value["legend"]) == 4
     assert not any("critic" in note or "hat" in note.split() for note in value["notes"])
 
 
@@ -174,7 +179,7 @@ def test_click_enlarges_and_arrow_keys_walk_the_row(folder):
       done(out);
     """)
     assert value[:2] == [True, f"mask/{STEMS[1]}.png"] and STEMS[1] in value[2] and "IoU 0.900" in value[2]
-    assert value[3:] == [f"z/{STEMS[1]}.png", False] and console == []
+    assert value[3:] == [f"refined/{STEMS[1]}.png", False] and console == []
 
 
 @in_browser
@@ -193,7 +198,7 @@ def test_many_rows_are_drawn_step_by_step_and_nothing_overflows(folder, figures)
 
 def test_page_without_pictures_masks_or_log(tmp_path, figures):
     figures |= {"kinds": [], "iou": None, "iou_minus_mean_mask": None, "intervals": {}, "per_class": {},
-                "baselines": dict.fromkeys(figures["baselines"])}
+                "baselines": dict.fromkeys(figures["baselines"]), "refined": dict.fromkeys(figures["refined"])}
     figures |= dict.fromkeys(("iou_pooled", "dice", "pixel_accuracy", "precision", "recall", "boundary_f", "true_area"))
     report.write_index(tmp_path, figures, [{"stem": "a", "class": ""}], {})
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
