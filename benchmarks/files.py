@@ -26,7 +26,7 @@ import prepare
 import test as entry
 from crops import build, demo
 from running.checkpoint import save_checkpoint
-from seigan import SEIGAN
+from seigan import SEIGAN, depth
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -114,7 +114,7 @@ def make_run(folder, args):
     demo.write_demo(root, counts={"train": {"objects": 200, "backgrounds": 20},
                                   "test": {"objects": args.crops, "backgrounds": args.crops}})
     model = SEIGAN(size=args.size, ngf=args.ngf, ndf=2 * args.ngf if args.ngf < 64 else 64,
-                   n_layers_D=3 if args.size < 64 else 4, seg_blocks=args.seg_blocks)
+                   n_layers_D=depth(args.size), seg_blocks=args.seg_blocks)
     os.makedirs(os.path.join(folder, "checkpoints", "bench"))
     save_checkpoint(os.path.join(folder, "checkpoints", "bench", "latest.pt"),
                     {"method": "seigan", "step": 0, "config": model.config, "options": {"dataroot": root},

@@ -26,12 +26,12 @@ from benchmarks.literal import LiteralTrainer
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches
 from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, whole
-from seigan import SEIGAN, Trainer
+from seigan import SEIGAN, Trainer, depth
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)
-PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=4)
-SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=4)
+PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=0)  # 0: as the size asks
+SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=0)
 PARTS = ("steps", "inference", "data", "startup", "flops")
 
 
@@ -75,7 +75,8 @@ def get_args():
 
 def build_model(network, size, **options):
     torch.manual_seed(0)
-    return SEIGAN(size=size, unet_downs=max(1, int(math.log2(size)) - 2), box=BOX, **network, **options)
+    network = network | {"n_layers_D": network["n_layers_D"] or depth(size)}
+    return SEIGAN(size=size, unet_downs=depth(size), box=BOX, **network, **options)
 
 
 def images(size, batch, device):
