@@ -31,6 +31,6 @@ class Trainer(supervised.Trainer):
 def build(args, crops, device, rank=0):
     """The `Trainer` of a new `Boxes`; arguments as in running/methods.py. UserError where no box is known."""
     if not crops.records:
-        raise UserError(f"{crops.root}/crops.json knows no box, and method boxes learns from nothing else: cut the crops "
+        raise UserError(f"{crops.root}/crops.json knows no box, and method boxes learns from nothing else: cut them "
                         "with prepare.py")
     return supervised.build(args, crops, device, rank, Boxes, Trainer)

@@ -35,7 +35,7 @@ def _add_run(add):
     add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
     add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
-        help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = on the box teacher's; "
+        help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
              "--help of each lists its own")
     add_gpu(add)
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
