@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 BINS = 16  # of the colour histograms, a side
+FROM_BOX = {"pairwise": 4.0, "rounds": 6}  # of `refine`: an ellipse needs more rounds than a mask, and less smoothing
 
 
 def ellipse(box, height, width):
@@ -130,8 +131,11 @@ def teach(image, box, mask=None, bias=0.0):
 
     A box that is the whole image, as one that is not known, teaches nothing: ½ everywhere, which stands for void.
     """
-    start = ellipse(box, *image.shape[-2:]) if mask is None else mask
-    q = refine(image, start, box_inside(box, *image.shape[-2:]), bias=bias)
+    inside = box_inside(box, *image.shape[-2:])
+    if mask is None:
+        q = refine(image, ellipse(box, *image.shape[-2:]), inside, bias=bias, **FROM_BOX)
+    else:
+        q = refine(image, mask, inside, bias=bias)
     return torch.where((box[:, 2:] >= 1).all(1).view(-1, 1, 1, 1), 0.5, q)
 
 
@@ -159,7 +163,7 @@ def coverage(q, box):
     return (shares[0] + shares[1]) / 2
 
 
-def choose_bias(image, box, least=0.9, candidates=(0.0, 2.0, 4.0)):
+def choose_bias(image, box, least=0.97, candidates=(0.0, 0.5, 1.0, 2.0, 4.0)):
     """The smallest of some biases with which the masks of a set reach the sides of their boxes: mean `coverage` of at
     least `least`, else the largest. Objects that fill their boxes need one, as little in a box is then background."""
     for bias in candidates:

@@ -348,11 +348,11 @@ class Trainer:
         return {k: v.detach() for k, v in log.items()} | {"skipped": total.new_tensor(float(not applied))}
 
     def label(self, x, box):
-        """The box teacher's masks: at first of the box alone, from step 500 on of what the averaged G_seg says."""
+        """The box teacher's masks: at first of the box alone, from step 100 on of what the averaged G_seg says."""
         if not self.teacher or not self.model.lambdas["teach"]:
             return None
         with self.autocast():
-            return self.teacher(x, box, self.averaged.segment(x, box) if self.step >= 500 else None)
+            return self.teacher(x, box, self.averaged.segment(x, box) if self.step >= 100 else None)
 
     def autocast(self):
         return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)

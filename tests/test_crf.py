@@ -68,6 +68,20 @@ def test_refine_equals_the_formulas():
         assert np.allclose(found[k, 0].numpy(), expected, atol=1e-4)
 
 
+def test_teach_starts_from_an_ellipse_or_from_a_mask():
+    rng = torch.Generator().manual_seed(0)
+    image, mask = torch.rand(1, 3, 7, 6, generator=rng) * 2 - 1, torch.rand(1, 1, 7, 6, generator=rng)
+    inside = np.zeros((7, 6))
+    inside[1:6, 1:5] = 1
+    box = torch.tensor([[1 / 6, 1 / 7, 4 / 6, 5 / 7]])
+    rows, columns = np.mgrid[:7, :6]
+    ellipse = 0.9 * np.exp(-(((columns - 2.5) / 2) ** 2 + ((rows - 3) / 2.5) ** 2) / 0.9)
+    for start, settings in ((None, {"pairwise": 4.0, "rounds": 6}), (mask, {"pairwise": 8.0, "rounds": 3})):
+        begin = ellipse if start is None else mask[0, 0].double().numpy()
+        expected = literal_refine(image[0], begin, inside, bias=0.3, sweeps=10, **settings)
+        assert np.allclose(crf.teach(image, box, start, bias=0.3)[0, 0].numpy(), expected, atol=1e-4)
+
+
 def test_lab_is_that_of_scikit_image():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     expected = (rgb2lab(pixels) + (0, 110, 110)) / (100, 220, 220)
