@@ -163,9 +163,10 @@ def coverage(q, box):
     return (shares[0] + shares[1]) / 2
 
 
-def choose_bias(image, box, least=0.97, candidates=(0.0, 0.5, 1.0, 2.0, 4.0)):
+def choose_bias(image, box, least=0.95, candidates=(0.0, 0.5, 1.0)):
     """The smallest of some biases with which the masks of a set reach the sides of their boxes: mean `coverage` of at
-    least `least`, else the largest. Objects that fill their boxes need one, as little in a box is then background."""
+    least `least`, else the largest. Objects that fill their boxes need one, as little in a box is then background; but
+    it must stay small, as boxes that are not tight ask for one too."""
     for bias in candidates:
         if coverage(teach(image, box, bias=bias), box).mean() >= least:
             return bias

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import equal
 
+import crf
 import losses
 import seigan
 from baselines import boxes, nocycle, supervised
@@ -37,7 +38,9 @@ def tiny(seed=0, vgg_state=None, method="seigan", **options):
 def trainer_of(model, **options):
     """The trainer that fits the model."""
     if isinstance(model, supervised.Supervised):
-        return (boxes if isinstance(model, boxes.Boxes) else supervised).Trainer(model, **{"lr": 1e-3} | options)
+        trainer = (boxes if isinstance(model, boxes.Boxes) else supervised).Trainer(model, **{"lr": 1e-3} | options)
+        trainer.teacher = crf.teach
+        return trainer
     return Trainer(model, **options)
 
 
