@@ -20,7 +20,8 @@ from networks import box_mask
 
 FILLS = ("G_inp", "diffusion", "mean_colour")
 MEASURES = {"psnr": image_scores.psnr, "ssim": image_scores.ssim, "mae": image_scores.mae}
-FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y"}  # what is made, and the real crops that it is compared with
+# what is made, and the real crops that it is compared with
+FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y", "G_inp": "y", "diffusion": "y"}
 MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area")
 REFINED = {name: f"{name}_refined" for name in MASKS}  # of the masks after `crf.refine_box`
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -101,14 +102,16 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     true = [crops.mask(stem) for stem in stems]
     hole = torch.stack([hole_in(crops, stem, mask) for stem, mask in zip(stems, true, strict=True)]).to(x)
     made = model.pictures(x, y, box, seed)
+    fills = refill(model, y, hole, seed)
     columns = model.scores(made) if getattr(model, "scores", None) else {}
-    columns = {name: values.double().tolist()
-               for name, values in (columns | measure(model, x, y, made, hole, seed)).items()}
+    columns |= enhancement(model, x, made, seed) | {
+        f"{fill}_{name}": score(image, y, hole) for fill, image in fills.items() for name, score in MEASURES.items()}
+    columns = {name: values.double().tolist() for name, values in columns.items()}
     masks = {"mask": made["mask"]} | from_colours(model, x, made["mask"], box)
     images = {"x": x} | ({} if y is None else {"y": y}) | {k: masks[k] for k in ("mask", "refined")} | made
     features = {}
     if feature_net:
-        features = {k: feature_net(images[k]).cpu().numpy() for k in ("x", "y", *FRECHET) if k in images}
+        features = {k: feature_net(v).cpu().numpy() for k, v in (images | fills).items() if k in {"x", "y", *FRECHET}}
     pixels = {kind: to_pixels(batch) for kind, batch in images.items()}
     masks = {name: batch[:, 0].float().cpu().numpy() for name, batch in masks.items()}
     records = []
@@ -129,20 +132,22 @@ def from_colours(model, x, m, box):
     return {"refined": crf.refine_box(x, m, box, bias), "crf": crf.teach(x, box, bias=bias)}
 
 
-def measure(model, x, y, made, hole, seed=0):
-    """{column: (N,)}: what G_enh changes, and how well G_inp and two simple fills refill the holes in y (N, 1, S, S);
-    as far as the model has such networks and there are images to try them on."""
+def enhancement(model, x, made, seed=0):
+    """{column: (N,)}: what G_enh changes, as far as the model has one and `made` the images."""
     columns = {}
     if getattr(model, "enhance", None):
         columns["id_obj"] = (model.enhance(x, seed) - x).abs().mean((1, 2, 3))  # |G_enh(x) - x|
         if made.keys() >= {"z", "y_hat"}:
             columns["enh_change"] = (made["y_hat"] - made["z"]).abs().mean((1, 2, 3))  # |y_hat - z|
+    return columns
+
+
+def refill(model, y, hole, seed=0):
+    """{fill of FILLS: y (N, 3, S, S) with the holes (N, 1, S, S) refilled}; {} without y or G_inp."""
     if y is None or not getattr(model, "inpaint", None):
-        return columns
-    fills = {"G_inp": model.inpaint(y, hole, seed) * hole + y * (1 - hole),
-             "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
-    return columns | {f"{fill}_{name}": score(image, y, hole)
-                      for fill, image in fills.items() for name, score in MEASURES.items()}
+        return {}
+    return {"G_inp": model.inpaint(y, hole, seed) * hole + y * (1 - hole),
+            "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
 
 
 def hole_in(crops, stem, mask):

@@ -20,6 +20,7 @@ import test as entry
 from crops import demo
 from data import Crops
 from evaluation import evaluate as evaluation
+from evaluation import image_scores
 from evaluation import page as report
 from running import methods
 from running.checkpoint import load_model, save_checkpoint
@@ -473,13 +474,24 @@ def test_void_of_crop_masks_is_not_scored(run, copy):
     assert float(row["full_mask"]) == 1 and float(row["tp"]) + float(row["fn"]) == 64 * 16
 
 
-def test_frechet_distance_names_what_it_depends_on(run, tmp_path, vgg19_state):
+def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path, vgg19_state):
     torch.save({k: v for k, v in vgg19_state.items() if k.startswith("features.0.")}, tmp_path / "first.pth")
     _, folder, _ = run("nocycle", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
     figures = figures_of(folder)["frechet"]
     assert figures["name"] == "Fréchet distance" and figures["n"] == 7 and figures["dimensions"] == 64
     assert set(figures["values"]) == {"z to x", "y_hat to x"} and all(v > 0 for v in figures["values"].values())
     assert "first.pth" in (folder / "index.html").read_text(encoding="utf-8")
+    _, folder, _ = run("seigan", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
+    values = figures_of(folder)["frechet"]["values"]
+    assert set(values) == {"z to x", "y_hat to x", "x_hat to y", "G_inp to y", "diffusion to y"}
+    crops = Crops(dataroot, "test", 32)
+    pairs = evaluation.pair_up(crops)
+    y = torch.stack([crops.background(other) for other in pairs.values()])
+    hole = torch.stack([crops.mask(stem) == 1 for stem in pairs]).float()
+    net = image_scores.FeatureNet(f"vgg19:{tmp_path / 'first.pth'}")
+    refilled = net(image_scores.fill_diffusion(y, hole)).numpy()
+    expected = image_scores.frechet_distance(refilled, net(y).numpy())
+    assert values["diffusion to y"] == pytest.approx(expected, rel=1e-4)
 
 
 # --- errors ---
