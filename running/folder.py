@@ -10,15 +10,15 @@ from running.checkpoint import save_checkpoint
 
 
 class Lock:
-    """Keeps a second run out of a folder while the first lives.
+    """Keeps a second command out of a folder while the first lives.
 
-    The system lifts it when the process ends, however it ends; processes that it started do not hold it.
+    remedy: what to do besides waiting, for the error's line. The system lifts it when the process ends, however it ends; processes that it started do not hold it.
 
     Raises:
         BlockingIOError: in one line, if another process holds it.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, remedy="give another --name"):
         path = os.path.join(folder, ".lock")
         self.file = open(path, "a+", encoding="utf-8")
         try:
@@ -29,8 +29,8 @@ class Lock:
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             self.file.close()
-            raise BlockingIOError(f"{folder} is in use by {holder} ({error.strerror}): wait until it ends, or give "
-                                  "another --name") from error
+            raise BlockingIOError(f"{folder} is in use by {holder} ({error.strerror}): wait until it ends, or "
+                                  f"{remedy}") from error
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}")
         self.file.flush()
