@@ -12,7 +12,10 @@ from running.checkpoint import save_checkpoint
 class Lock:
     """Keeps a second command out of a folder while the first lives.
 
-    remedy: what to do besides waiting, for the error's line. The system lifts it when the process ends, however it ends; processes that it started do not hold it.
+    The system lifts it when the process ends, however it ends; processes that it started do not hold it.
+
+    Args:
+        remedy: what to do besides waiting, for the error's line.
 
     Raises:
         BlockingIOError: in one line, if another process holds it.
