@@ -46,9 +46,9 @@ def mae(image, target):
 
 
 def hole_mae(image, target, hole):
-    """Mean absolute difference inside holes (N, 1, H, W) in [0, 1], 1 = in it; images (N, 3, H, W) in [-1, 1]."""
-    difference = (_full_precision(image) - _full_precision(target)).abs().mean(1, keepdim=True)
-    return (difference * hole).sum() / hole.sum().clamp(min=1)
+    """|image - target| where the holes (N, 1, H, W) in [0, 1] are, 1 = in a hole, 0 elsewhere: its mean over all pixels.
+    Images (N, 3, H, W) in [-1, 1]."""
+    return ((_full_precision(image) - _full_precision(target)).abs() * hole).mean()
 
 
 def gram(features):

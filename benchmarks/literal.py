@@ -54,7 +54,7 @@ def literal_terms(model, x, y, s, seen=None, label=None):
         # logarithms no lower than -100: m is 0 outside the box
         "teach": lambda: -(label * s["m"].log().clamp(min=-100)
                            + (1 - label) * (1 - s["m"]).log().clamp(min=-100)).mean(),
-        "fill": lambda: ((y - s["y_coarse"]).abs() * s["m"].detach()).sum() / (3 * s["m"].detach().sum()),
+        "fill": lambda: ((y - s["y_coarse"]).abs() * s["m"].detach()).mean(),
     }
     return {name: term() for name, term in terms.items()
             if model.lambdas[name] and (name != "teach" or label is not None)}
