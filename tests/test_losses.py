@@ -47,6 +47,13 @@ def literal_gram(features):
     return out / (c * h * w)
 
 
+def test_error_in_a_hole_by_hand():
+    image, target = torch.zeros(1, 3, 1, 2), torch.tensor([[[[0.5, 1.0]], [[-0.25, 1.0]], [[0.0, 1.0]]]])
+    hole = torch.tensor([[[[1.0, 0.5]]]])
+    assert losses.hole_mae(image, target, hole).item() == pytest.approx((0.5 + 0.25 + 0 + 3 * 0.5) / 6)
+    assert losses.hole_mae(image, target, 0 * hole) == 0
+
+
 def test_gram_and_texture():
     a = {0: random(2, 3, 4, 5), 2: random(2, 4, 2, 3)}
     b = {0: random(2, 3, 4, 5, seed=1), 2: random(2, 4, 2, 3, seed=1)}
