@@ -74,6 +74,7 @@ class Swap(NamedTuple):
     x_id: torch.Tensor | None = None  # G_enh(x)
     y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
     y_coarse: torch.Tensor | None = None  # what G_inp's first U-Net makes of it
+    hole: torch.Tensor | None = None  # m as 0 and 1, without gradients
 
 
 class SEIGAN(nn.Module):
@@ -146,18 +147,18 @@ class SEIGAN(nn.Module):
 
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
-        if self.lambdas["fill"]:
-            # Deviation: a hole of the object's shape in y too, for its true content is known there
-            m_y = torch.maximum(m_y, m.detach())
+        hole = (m.detach() >= 0.5).to(m)
+        if self.lambdas["fill"]:  # Deviation: a hole of the object's shape in y too, whose content is known; of 0 and 1,
+            m_y = torch.maximum(m_y, hole)  # as a soft one lets some of y through, and G_inp would amplify that
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
-        cut, hole = torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y])
-        (x_hat, y_id), (_, y_coarse) = (t.chunk(2) for t in self.G_inp(cut, hole, noise_inp))
+        filled = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)
+        (x_hat, y_id), (_, y_coarse) = (t.chunk(2) for t in filled)
         m_hat = self.mask(y_hat, box)  # G_seg(y_hat)
         z_hat = losses.paste(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
         y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
-        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_coarse)
+        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_coarse, hole)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -182,7 +183,7 @@ class SEIGAN(nn.Module):
             "enh": losses.gan_generator(d_y_hat),  # (1 - D_obj(y_hat))²
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
             "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
-            "fill": losses.hole_mae(s.y_coarse, y, s.m.detach()),
+            "fill": losses.hole_mae(s.y_coarse, y, s.hole),
         }
         if label is not None:
             terms["teach"] = losses.cross_entropy(s.m, label)

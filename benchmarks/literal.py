@@ -13,7 +13,8 @@ def literal_swap(model, x, y, rng, box):
     noise = torch.randn(6 * n, 1, height, width, generator=rng, device=x.device, dtype=x.dtype)
     e_z, e_x, i_x, i_y, e_z2, i_y2 = noise.chunk(6)
     m = model.G_seg(x) * prior
-    m_y = torch.maximum(model.G_seg(y) * prior, m.detach())
+    hole = (m.detach() >= 0.5).to(m)
+    m_y = torch.maximum(model.G_seg(y) * prior, hole)
     z = m * x + (1 - m) * y
     y_hat = model.G_enh(z, e_z)
     x_hat, _ = model.G_inp((1 - m) * x, m, i_x)
@@ -22,7 +23,7 @@ def literal_swap(model, x, y, rng, box):
     z_hat = m_hat * y_hat + (1 - m_hat) * x_hat
     return dict(m=m, z=z, y_hat=y_hat, x_hat=x_hat, m_hat=m_hat, z_hat=z_hat,
                 x_hat2=model.G_enh(z_hat, e_z2), y_hat2=model.G_inp((1 - m_hat) * y_hat, m_hat, i_y2)[0],
-                x_id=model.G_enh(x, e_x), y_id=y_id, y_coarse=y_coarse)
+                x_id=model.G_enh(x, e_x), y_id=y_id, y_coarse=y_coarse, hole=hole)
 
 
 def literal_terms(model, x, y, s, seen=None, label=None):
@@ -54,7 +55,7 @@ def literal_terms(model, x, y, s, seen=None, label=None):
         # logarithms no lower than -100: m is 0 outside the box
         "teach": lambda: -(label * s["m"].log().clamp(min=-100)
                            + (1 - label) * (1 - s["m"]).log().clamp(min=-100)).mean(),
-        "fill": lambda: ((y - s["y_coarse"]).abs() * s["m"].detach()).mean(),
+        "fill": lambda: ((y - s["y_coarse"]).abs() * s["hole"]).mean(),
     }
     return {name: term() for name, term in terms.items()
             if model.lambdas[name] and (name != "teach" or label is not None)}
