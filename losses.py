@@ -46,7 +46,7 @@ def mae(image, target):
 
 
 def hole_mae(image, target, hole):
-    """|image - target| where the holes (N, 1, H, W) in [0, 1] are, 1 = in a hole, 0 elsewhere: its mean over all pixels.
+    """|image - target| where holes (N, 1, H, W) in [0, 1] are, 1 = in one, 0 elsewhere: its mean over all pixels.
     Images (N, 3, H, W) in [-1, 1]."""
     return ((_full_precision(image) - _full_precision(target)).abs() * hole).mean()
 

@@ -148,7 +148,7 @@ class SEIGAN(nn.Module):
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
         hole = (m.detach() >= 0.5).to(m)
-        if self.lambdas["fill"]:  # Deviation: a hole of the object's shape in y too, whose content is known; of 0 and 1,
+        if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
             m_y = torch.maximum(m_y, hole)  # as a soft one lets some of y through, and G_inp would amplify that
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
