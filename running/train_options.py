@@ -11,7 +11,7 @@ from running.options import add_gpu, has_bfloat16, make_parser, number, pick_dev
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
-            no_diffaug=True, n_epochs=16)
+            no_diffaug=True, n_epochs=10)
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
