@@ -6,7 +6,6 @@ remembers its view in the address: index.html#sort=iou-asc&class=dog.
 import html
 import json
 import math
-import os
 from pathlib import Path
 from string import Template
 
@@ -84,8 +83,8 @@ def ranked(rows, each=4):
 # --- results page ---
 
 
-def write_index(folder, figures, rows, log=None):
-    """Write folder/index.html.
+def write_index(path, figures, rows, log=None):
+    """Write index.html.
 
     figures: the contents of metrics.json; images of its "kinds" lie as KIND/STEM.png beside the page. rows: dicts with
     "stem", "class" and what there is of "iou", "iou_refined" and "d_obj_y_hat". log: of `charts.read_log`.
@@ -95,21 +94,32 @@ def write_index(folder, figures, rows, log=None):
             "rows": [_page_row(row) for row in rows] if figures["kinds"] else []}
     plain = {name: html.escape(f"{value:,}" if isinstance(value, int) else str(value))
              for name, value in figures.items() if isinstance(value, (int, str))}
-    write_page(os.path.join(folder, "index.html"), "page.html", **plain, verdict=verdict(figures),
+    write_page(path, "page.html", **plain, verdict=verdict(figures),
                fill_verdict=fill_verdict(figures), main_charts="".join(main), small_charts="".join(small),
                data=embed(data))
+
+
+def quoted(text):
+    """A text as a cell of a CSV file that no spreadsheet takes for a formula: where it might, a ' stands before it."""
+    return f"'{text}" if text[:1] and text[0] in "=+-@\t\r'" else text
+
+
+def unquoted(cell):
+    """The text of a cell of `quoted`."""
+    return cell.removeprefix("'")
 
 
 def write_page(path, template, **fields):
     """Write the HTML file `template` of this folder to `path`, its $fields filled in."""
     with written_whole(path) as file:
         text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-        file.write(Template(text).substitute(fields).encode())
+        file.write(Template(text).substitute(fields).encode(errors="backslashreplace"))
 
 
 def write_json(path, data):
     with written_whole(path) as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(text.encode(errors="backslashreplace"))  # what is no text is \\udcff in JSON too
 
 
 def embed(data):
