@@ -102,7 +102,7 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
     write_rows(made.path("per_image.csv"), rows)
     page.write_json(made.path("metrics.json"), figures)  # only beside all of its images and rows
     log = charts.read_log(os.path.join(os.path.dirname(checkpoint_path(args)), "log.jsonl"))
-    page.write_index(made.path("index.html"), figures, rows, log)
+    page.write_index(os.path.dirname(made.path("index.html")), figures, rows, log)
     return figures
 
 

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from torchvision.utils import make_grid
@@ -97,7 +98,7 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
 def loaded(dataset, sampler, device, num_threads):
     """`data.batches`. OSError, with the remedy, where the machine has no room for the loading processes."""
     try:
-        [multiprocessing.Semaphore() for _ in range(num_threads and 3 * num_threads + 9)]  # torch would leave tracebacks
+        [multiprocessing.Semaphore() for _ in range(num_threads and 3 * num_threads + 9)]  # torch would trace back
         yield from batches(dataset, sampler, device, num_threads, leave_signals)
     except (OSError, RuntimeError) as error:
         told = (str(error).strip() or repr(error)).splitlines()[-1]
@@ -145,9 +146,12 @@ def held_out(args):
 
 
 def fingerprint(crops):
-    """What tells one set of crops from another: a hash of their names and of what crops.json says of them."""
-    told = json.dumps([crops.stems, crops.background_stems, crops.rules, crops.records], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    """What tells one set of crops from another: a hash of their names and of crops.json."""
+    told = hashlib.sha256(json.dumps([crops.stems, crops.background_stems]).encode())
+    path = Path(crops.root, "crops.json")
+    if path.is_file():
+        told.update(path.read_bytes())
+    return told.hexdigest()
 
 
 def resume(run, checkpoint):

@@ -83,8 +83,8 @@ def ranked(rows, each=4):
 # --- results page ---
 
 
-def write_index(path, figures, rows, log=None):
-    """Write index.html.
+def write_index(folder, figures, rows, log=None):
+    """Write folder/index.html.
 
     figures: the contents of metrics.json; images of its "kinds" lie as KIND/STEM.png beside the page. rows: dicts with
     "stem", "class" and what there is of "iou", "iou_refined" and "d_obj_y_hat". log: of `charts.read_log`.
@@ -94,7 +94,7 @@ def write_index(path, figures, rows, log=None):
             "rows": [_page_row(row) for row in rows] if figures["kinds"] else []}
     plain = {name: html.escape(f"{value:,}" if isinstance(value, int) else str(value))
              for name, value in figures.items() if isinstance(value, (int, str))}
-    write_page(path, "page.html", **plain, verdict=verdict(figures),
+    write_page(os.path.join(folder, "index.html"), "page.html", **plain, verdict=verdict(figures),
                fill_verdict=fill_verdict(figures), main_charts="".join(main), small_charts="".join(small),
                data=embed(data))
 
