@@ -6,6 +6,7 @@ remembers its view in the address: index.html#sort=iou-asc&class=dog.
 import html
 import json
 import math
+import os
 from pathlib import Path
 from string import Template
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from evaluation import bradley_terry
 from evaluation.page import embed, unquoted, write_json, write_page
-from images import UserError
+from images import UserError, written_whole
 from running.folder import Lock, Made, read_json
 from running.options import add_command, command, make_parser, number, whole
 
@@ -171,7 +171,8 @@ def write_study(out, sets, pairs, question, ties, per_voter, seed):
         raise UserError(f"{os.path.join(out, index)} is of no study: choose another --out, or remove it")
     made.clear()  # an earlier study's images are no part of this one
     for (label, i), name in names.items():
-        shutil.copyfile(sets[label][i], made.path(f"page/images/{name}.png"), follow_symlinks=False)
+        with open(sets[label][i], "rb") as image, written_whole(made.path(f"page/images/{name}.png")) as file:
+            shutil.copyfileobj(image, file)
     data = {"id": study_id, "pairs": [[names[left], names[right]] for left, right in pairs], "ties": ties,
             "per_voter": per_voter}
     write_page(made.path(index), "ballot.html", question=html.escape(question), data=embed(data))

@@ -29,12 +29,13 @@ from running.options import command, whole
 # --- a run's folder ---
 
 
-def test_resume_writes_where_it_reads(run, tmp_path):  # noqa: F811
+def test_resume_writes_where_it_reads(run, tmp_path, monkeypatch):  # noqa: F811
     assert run(f"--name a {SMALL}")[0] == 0
-    shutil.copytree(tmp_path / "a", tmp_path / "other" / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "checkpoints" / "a")
+    monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    assert train.main(f"--name a --checkpoints_dir {tmp_path / 'other'} --resume --n_epochs 2".split()) == 0
-    assert load_checkpoint(tmp_path / "other" / "a" / "latest.pt")["step"] == 12
+    assert train.main("--name a --resume --n_epochs 2".split()) == 0
+    assert load_checkpoint(tmp_path / "checkpoints" / "a" / "latest.pt")["step"] == 12
     assert {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()} == before
 
 
