@@ -21,10 +21,12 @@ from images import UserError
 from photos import edit, export, files, jobs
 from running import options
 from running.checkpoint import load_model
+from running.folder import Lock
 from running.options import names, number, numbers, whole
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
             "paste": "the object on a background"}
+MOST_PX = 1000  # by which a mask is widened: its time grows with them
 
 
 def get_args_parser():
@@ -75,9 +77,9 @@ def add_options(parser, command):
     group.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True,
                        help="draw the mask to the photograph's colours inside the box, by a colour CRF [yes]")
     one = group.add_mutually_exclusive_group().add_argument
-    one("--dilate", type=whole(), metavar="PX",
+    one("--dilate", type=whole(0, MOST_PX), metavar="PX",
         help=f"widen the mask, px of the photograph [{'one pixel of the crop' if command == 'remove' else 0}]")
-    one("--erode", type=whole(), metavar="PX", help="narrow the mask, px of the photograph")
+    one("--erode", type=whole(0, MOST_PX), metavar="PX", help="narrow the mask, px of the photograph")
 
 
 def edit_photographs(args):
@@ -91,7 +93,19 @@ def edit_photographs(args):
     if args.command == "remove":
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
-    counts = {True: 0, False: 0}  # written, kept
+    os.makedirs(args.out, exist_ok=True)
+    with Lock(args.out, "choose another --out"):
+        counts = work_through(args, todo, worker, failures)
+    print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see {args.out}"
+          + f"; {counts[False]} had their results already (--overwrite does them anew)" * bool(counts[False]))
+    if failures:
+        print(f"photo.py: {len(failures)} failed:", *map(options.one_line, failures), sep="\n  ", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def work_through(args, todo, worker, failures):
+    """Do all photographs: {True: how many were written, False: had their results}; failures get a line each."""
+    counts = {True: 0, False: 0}
     for job in tqdm(todo, desc=args.command, unit="photo", disable=None if len(todo) > 1 else True):
         try:
             counts[worker.run(job)] += 1
@@ -99,16 +113,15 @@ def edit_photographs(args):
             if args.image:
                 raise
             failures.append(f"{job.file}: {error}")
-    print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see {args.out}"
-          + f"; {counts[False]} had their results already (--overwrite does them anew)" * bool(counts[False]))
-    if failures:
-        print(f"photo.py: {len(failures)} failed:", *failures, sep="\n  ", file=sys.stderr)
-    return 1 if failures else 0
+    return counts
 
 
 def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
-    differences = export.export_model(load_model(options.checkpoint_path(args)), args.out)
+    model = load_model(options.checkpoint_path(args))
+    os.makedirs(args.out, exist_ok=True)
+    with Lock(args.out, "choose another --out"):
+        differences = export.export_model(model, args.out)
     for name, difference in differences.items():
         print(f"{os.path.join(args.out, name)}:", "written; onnxruntime, which would check it, is not installed"
               if difference is None else f"differs from the model by at most {difference:.1e}")

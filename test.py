@@ -15,7 +15,6 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,10 +26,10 @@ from evaluation.image_scores import FeatureNet
 from images import UserError, save_png, written_whole
 from running import methods
 from running.checkpoint import build_model, load_checkpoint
+from running.folder import Lock, Made
 from running.options import add_gpu, add_trained, checkpoint_path, command, make_parser, pick_device, whole
 
-FILES = ("metrics.json", "per_image.csv", "contact_sheet.png", "best_median_worst.png", "index.html")
-IMAGES = ".images"  # marks a folder as one of ours, finished or not, and names the folders of images in it
+MADE = ".made"  # lists the files of an evaluation, finished or not
 
 
 def get_args_parser():
@@ -59,17 +58,35 @@ def run(argv):
     state = load_checkpoint(path)
     model = build_model(state, path, device)
     dataroot = args.dataroot or state.get("options", {}).get("dataroot")
-    if not dataroot:
+    if not isinstance(dataroot, str) or not dataroot:
         raise UserError(f"{path} does not name its data: give --dataroot")
     crops = Crops(dataroot, args.split, model.size, "backgrounds" in methods.load(state["method"]).NEEDS)
+    check_names(crops)
     feature_net = FeatureNet(args.frechet_weights).to(device) if args.frechet_weights else None
     folder = os.path.join(args.results_dir, args.name)
-    clear(folder)
-    fixed, n_fitted = fit_fixed(dataroot, model.size, args.threads)
+    os.makedirs(folder, exist_ok=True)
+    with Lock(folder, "give another --results_dir"):
+        made = Made(folder, MADE)
+        made.clear()  # so that nothing of other data stays beside the new figures
+        figures = write_results(args, state, model, dataroot, crops, device, feature_net, made)
+    print(table(figures))
+    print(f"{figures['n_images']} images in {time.perf_counter() - started:.1f} s; see "
+          f"{os.path.join(folder, 'index.html')}")
 
+
+def check_names(crops):
+    """UserError for a file name that is no text: pages and tables could not name it."""
+    for stem in crops.stems:
+        if any("\ud800" <= letter <= "\udfff" for letter in stem):  # so bytes that are no UTF-8 are read
+            raise UserError(f"{crops.objects[stem]!r} has a name that is not UTF-8: rename it")
+
+
+def write_results(args, state, model, dataroot, crops, device, feature_net, made):
+    """Evaluate, and write all that is in results/NAME/. Returns the contents of metrics.json."""
+    fixed, n_fitted = fit_fixed(dataroot, model.size, args.threads)
     records = evaluate(model, crops, device, args.batch_size, args.threads, fixed, feature_net, args.seed)
     if not args.no_images:
-        records = in_threads(saver(folder), records, args.threads)
+        records = in_threads(saver(made), records, args.threads)
     rows, kinds, features, shown = collect(
         tqdm(records, desc=args.name, unit="image", total=len(crops.stems), disable=None))
 
@@ -80,24 +97,13 @@ def run(argv):
         "checkpoint": args.checkpoint, "dataroot": str(dataroot), "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
         **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None}
-    write_sheets(folder, rows, shown, args.sheet_rows)
+    write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
-    write_rows(os.path.join(folder, "per_image.csv"), rows)
-    page.write_json(os.path.join(folder, "metrics.json"), figures)
-    page.write_index(folder, figures, rows, charts.read_log(os.path.join(os.path.dirname(path), "log.jsonl")))
-    print(table(figures))
-    print(f"{len(rows)} images in {time.perf_counter() - started:.1f} s; see {os.path.join(folder, 'index.html')}")
-
-
-def clear(folder):
-    """Remove an earlier evaluation, finished or not, so that nothing of other data stays beside the new one."""
-    marker = Path(folder, IMAGES)
-    if marker.exists():
-        kinds = marker.read_text(encoding="utf-8").splitlines()
-        for path in [Path(folder, name) for name in FILES] + [p for k in kinds for p in Path(folder, k).glob("*.png")]:
-            path.unlink(missing_ok=True)
-    os.makedirs(folder, exist_ok=True)
-    marker.touch()
+    write_rows(made.path("per_image.csv"), rows)
+    page.write_json(made.path("metrics.json"), figures)  # only beside all of its images and rows
+    log = charts.read_log(os.path.join(os.path.dirname(checkpoint_path(args)), "log.jsonl"))
+    page.write_index(os.path.dirname(made.path("index.html")), figures, rows, log)
+    return figures
 
 
 def fit_fixed(dataroot, size, threads):
@@ -117,41 +123,39 @@ def collect(records):
     return rows, kinds, features, shown
 
 
-def saver(folder):
-    """A function that writes the images of a record as folder/KIND/STEM.png and returns it; for several threads."""
-    known = set()
-
+def saver(made):
+    """A function that writes the images of a record as KIND/STEM.png and returns it; for several threads."""
     def save(record):
         for kind, image in record.pictures.items():
-            if kind not in known:
-                os.makedirs(os.path.join(folder, kind), exist_ok=True)
-                with open(os.path.join(folder, IMAGES), "a", encoding="utf-8") as f:
-                    print(kind, file=f)
-                known.add(kind)
-            save_png(os.path.join(folder, kind, f"{record.stem}.png"), image)
+            save_png(made.path(f"{kind}/{record.stem}.png"), image)
         return record
     return save
 
 
-def write_sheets(folder, rows, shown, n_first):
+def write_sheets(made, rows, shown, n_first):
     """contact_sheet.png and, where masks have an IoU, best_median_worst.png. shown: {stem: images by kind}."""
-    page.contact_sheet(os.path.join(folder, "contact_sheet.png"), list(shown.values())[:n_first])
+    page.contact_sheet(made.path("contact_sheet.png"), list(shown.values())[:n_first])
     ious, groups = {row["stem"]: row.get("iou") for row in rows}, page.ranked(rows)
     if groups:
-        page.contact_sheet(os.path.join(folder, "best_median_worst.png"), [shown[stem] for stem in groups],
+        page.contact_sheet(made.path("best_median_worst.png"), [shown[stem] for stem in groups],
                            [f"{group}\nIoU {ious[stem]:.3f}" for stem, group in groups.items()])
 
 
 def write_rows(path, rows):
-    """The rows as CSV, numbers to 6 digits."""
+    """The rows as CSV, numbers to 6 digits, texts as of `page.quoted`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
-                         for key, value in row.items()})
+        writer.writerow({key: cell(value) for key, value in row.items()})
     with written_whole(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="backslashreplace"))
+
+
+def cell(value):
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return page.quoted(value) if isinstance(value, str) else value
 
 
 def table(figures):

@@ -10,10 +10,15 @@ step_*.pt and, where val/ has masks, best.pt. Then `python test.py --name NAME`.
 
 Exit codes: 0 done, 2 an error, 124 --max_minutes are over, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
+import hashlib
+import json
 import math
+import multiprocessing
 import os
+import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from torchvision.utils import make_grid
@@ -50,13 +55,16 @@ def train(args, ranks, checkpoint=None):
         draws = range((step - 1) * args.batch_size, step * args.batch_size)
         return ", ".join(os.path.relpath(path, args.dataroot) for n in draws for path in dataset.files(n))
 
-    run = Run(args, trainer, last_step, ranks, files)
+    run = Run(args, trainer, last_step, ranks, files, fingerprint(crops))
     if checkpoint:
         resume(run, checkpoint)
     with run, catch_signals() as signals:
         run.say_options(train_options.get_parser(args.method))
         greet(run, dataset, device)
-        return loop(run, dataset, steps_per_epoch, shown or crops, val, device, signals)
+        code = loop(run, dataset, steps_per_epoch, shown or crops, val, device, signals)
+        if code == 0:
+            run.check_applied()
+        return code
 
 
 def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
@@ -73,7 +81,7 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
     elif val and run.due(args.val_freq) and run.validated_at != trainer.step:
         look()
     sampler = StepSampler(trainer.step, run.last_step, args.batch_size, ranks.rank, ranks.count)
-    for batch in run.meter.wait(batches(dataset, sampler, device, args.num_threads, leave_signals)):
+    for batch in run.meter.wait(loaded(dataset, sampler, device, args.num_threads)):
         factor = lr_factor(trainer.step, steps_per_epoch, args.n_epochs, args.n_epochs_decay)
         terms = trainer.train_step(batch, factor)  # generators, then discriminators
         run.step_done(terms, args.lr * factor)
@@ -85,6 +93,20 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
         if code is not None:
             return code
     return 0
+
+
+def loaded(dataset, sampler, device, num_threads):
+    """`data.batches`. OSError, with the remedy, where the machine has no room for the loading processes."""
+    try:
+        [multiprocessing.Semaphore() for _ in range(num_threads and 3 * num_threads + 9)]  # torch would trace back
+        yield from batches(dataset, sampler, device, num_threads, leave_signals)
+    except (OSError, RuntimeError) as error:
+        told = (str(error).strip() or repr(error)).splitlines()[-1]
+        refused = isinstance(error, OSError) and error.errno and error.filename is None
+        if num_threads and (refused or re.search("shared memory|by signal|exited unexpectedly|open files", told)):
+            raise OSError(f"the processes that load images cannot go on ({told}): --num_threads 0 does without them, "
+                          "or give the machine more shared memory (/dev/shm)") from error
+        raise
 
 
 def lr_factor(step, steps_per_epoch, n_epochs, n_epochs_decay):
@@ -123,8 +145,20 @@ def held_out(args):
     return shown, shown if there[:1] == ["val"] and shown.masks else None
 
 
+def fingerprint(crops):
+    """What tells one set of crops from another: a hash of their names and of crops.json."""
+    told = hashlib.sha256(json.dumps([crops.stems, crops.background_stems]).encode())
+    path = Path(crops.root, "crops.json")
+    if path.is_file():
+        told.update(path.read_bytes())
+    return told.hexdigest()
+
+
 def resume(run, checkpoint):
     """Put the run where `checkpoint` left it. UserError, in one line, if that does not fit."""
+    if checkpoint.get("data", run.data) != run.data:
+        raise UserError(f"--dataroot {run.args.dataroot}, seen from here, holds other training crops than this run "
+                        "began with: name its own folder, or begin a new run under another --name")
     try:
         run.load_state_dict(checkpoint)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:

@@ -21,11 +21,11 @@ def read_log(path):
         for text in f:
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+            if isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < 2**53:
                 for key, value in line.items():
-                    if key != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                    if key != "step" and type(value) in (int, float) and abs(value) < 1e300:
                         columns.setdefault(key, {})[line["step"]] = float(value)
     return {key: tuple(zip(*sorted(values.items()), strict=True)) for key, values in columns.items()}
 

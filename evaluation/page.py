@@ -100,16 +100,27 @@ def write_index(folder, figures, rows, log=None):
                data=embed(data))
 
 
+def quoted(text):
+    """A text as a cell of a CSV file that no spreadsheet takes for a formula: where it might, a ' stands before it."""
+    return f"'{text}" if text[:1] and text[0] in "=+-@\t\r'" else text
+
+
+def unquoted(cell):
+    """The text of a cell of `quoted`."""
+    return cell.removeprefix("'")
+
+
 def write_page(path, template, **fields):
     """Write the HTML file `template` of this folder to `path`, its $fields filled in."""
     with written_whole(path) as file:
         text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-        file.write(Template(text).substitute(fields).encode())
+        file.write(Template(text).substitute(fields).encode(errors="backslashreplace"))
 
 
 def write_json(path, data):
     with written_whole(path) as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(text.encode(errors="backslashreplace"))  # what is no text is \\udcff in JSON too
 
 
 def embed(data):

@@ -22,14 +22,17 @@ import sys
 import numpy as np
 
 from evaluation import bradley_terry
-from evaluation.page import embed, write_json, write_page
-from images import UserError
+from evaluation.page import embed, unquoted, write_json, write_page
+from images import UserError, written_whole
+from running.folder import Lock, Made, read_json
 from running.options import add_command, command, make_parser, number, whole
 
 PROG = "python -m evaluation.study"
 TITLES = {"seigan": "SEIGAN", "nocycle": "NoCycle", "supervised": "Supervised"}
 OUTCOMES = {"left": 1.0, "right": 0.0, "tie": 0.5}
 REAL = "real"
+MADE = ".made_page"  # lists the files of the page
+MOST_SETS, MOST_LETTERS = 100, 500  # of votes: what is compared, and a cell
 
 
 def get_args_parser():
@@ -87,20 +90,39 @@ def read_results(results_dir, name):
     """metrics.json and the rows of per_image.csv of one evaluation."""
     folder = os.path.join(results_dir, name)
     path, figures = os.path.join(folder, "metrics.json"), {"kinds": []}
+    again = f"run `python test.py --name {name}` again"
     if os.path.isfile(path):
-        with open(path, encoding="utf-8") as f:
-            figures = json.load(f)
+        figures = read_json(path, again, kinds=list, method=str, size=int, n_images=int)
     if "z" not in figures["kinds"]:
         raise FileNotFoundError(f"no evaluation with pasted images, z, in {folder}: run `python test.py --name {name}` "
                                 "first, without --no_images, on data with backgrounds")
-    with open(os.path.join(folder, "per_image.csv"), newline="", encoding="utf-8") as f:
-        return figures, list(csv.DictReader(f))
+    path = os.path.join(folder, "per_image.csv")
+    rows = [row for _, row in read_rows(path)]
+    for row in rows:
+        stem = row["stem"] = unquoted(row.get("stem") or "")
+        if not stem or os.path.basename(stem) != stem:
+            raise UserError(f"{path} names an image {stem!r}: {again}")
+    if not rows or len(rows) != figures["n_images"]:
+        raise UserError(f"{path} has {len(rows)} rows for {figures['n_images']} images: {again}, to its end")
+    return figures, rows
+
+
+def read_rows(path):
+    """(number, {column: cell}) of the rows of a CSV file. UserError where it is none."""
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        try:
+            yield from enumerate(csv.DictReader(f))
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
 
 
 def choose(folder, rows, score, n, rng):
     """Paths of n images: those with the highest `score`, a column of the rows; at random where there is none."""
     if score is not None and all(row.get(score) for row in rows):
-        order = sorted(range(len(rows)), key=lambda i: -float(rows[i][score]))
+        try:
+            order = sorted(range(len(rows)), key=lambda i: -float(rows[i][score]))
+        except ValueError as error:
+            raise UserError(f"the column {score} of {folder}/../per_image.csv holds text: {error}") from error
     else:
         order = rng.permutation(len(rows))
     return [os.path.join(folder, f"{rows[i]['stem']}.png") for i in order[:n]]
@@ -141,18 +163,19 @@ def write_study(out, sets, pairs, question, ties, per_voter, seed):
     """Write OUT/page/index.html with its images under meaningless names, and OUT/key.json. UserError where that would
     replace the key of another study, whose votes mean nothing without it."""
     study_id, names = name_study(sets, pairs, seed)
-    key_path = os.path.join(out, "key.json")
+    key_path, index, made = os.path.join(out, "key.json"), "page/index.html", Made(out, MADE)
     if os.path.exists(key_path) and _read_key(key_path)["id"] != study_id:
         raise UserError(f"{key_path} is the key of another study, whose votes need it: choose another --out, or "
                         "remove it")
-    images = os.path.join(out, "page", "images")
-    shutil.rmtree(images, ignore_errors=True)  # an earlier study's: its images are no part of this one
-    os.makedirs(images)
+    if os.path.exists(os.path.join(out, index)) and index not in made.before and not os.path.exists(key_path):
+        raise UserError(f"{os.path.join(out, index)} is of no study: choose another --out, or remove it")
+    made.clear()  # an earlier study's images are no part of this one
     for (label, i), name in names.items():
-        shutil.copyfile(sets[label][i], os.path.join(images, f"{name}.png"))
+        with open(sets[label][i], "rb") as image, written_whole(made.path(f"page/images/{name}.png")) as file:
+            shutil.copyfileobj(image, file)
     data = {"id": study_id, "pairs": [[names[left], names[right]] for left, right in pairs], "ties": ties,
             "per_voter": per_voter}
-    write_page(os.path.join(out, "page", "index.html"), "ballot.html", question=html.escape(question), data=embed(data))
+    write_page(made.path(index), "ballot.html", question=html.escape(question), data=embed(data))
     write_json(key_path, {"id": study_id, "sets": list(sets), "images": {
         name: {"set": label, "file": sets[label][i]} for (label, i), name in names.items()}})
 
@@ -161,7 +184,9 @@ def make_page(args):
     rng = np.random.default_rng(args.seed)
     sets = collect_sets(args.name, args.results_dir, args.n_images, rng)
     pairs = draw_pairs(sets, args.n_pairs, rng)
-    write_study(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
+    os.makedirs(args.out, exist_ok=True)
+    with Lock(args.out, "choose another --out"):
+        write_study(args.out, sets, pairs, args.question, not args.no_ties, args.per_voter, args.seed)
     print("\n".join(f"{label}: {len(paths)} images" for label, paths in sets.items()))
     print(f"{len(pairs)} pairs, {args.per_voter} a voter. Send {os.path.join(args.out, 'page')} to the voters, keep "
           f"{os.path.join(args.out, 'key.json')}, then: python -m evaluation.study fit VOTES.csv ...")
@@ -175,37 +200,39 @@ def read_votes(paths, key_path):
     file and line. A voter's second vote on a pair, as in a file given twice, is left out where both are known."""
     votes, key = {}, None
     for path in paths:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            for i, row in enumerate(csv.DictReader(f)):
-                place = f"{path}, line {i + 2}"
-                if row.get("choice") not in OUTCOMES:
-                    raise UserError(f"{place}: choice must be left, right or tie, got {row.get('choice')!r}")
-                if row.get("left_set") and row.get("right_set"):
-                    left, right = row["left_set"], row["right_set"]
-                else:
-                    key = key or _read_key(key_path)
-                    left, right = (_set_of(row, side, key, place) for side in ("left", "right"))
-                voter, pair = row.get("voter") or path, row.get("pair") or f"{path}:{i}"
-                vote = {"left": left, "right": right, "outcome": OUTCOMES[row["choice"]], "voter": voter, "pair": pair}
-                known = row.get("voter") and row.get("pair")
-                votes.setdefault((voter, pair) if known else (path, i), vote)
+        for i, row in read_rows(path):
+            place = f"{path}, line {i + 2}"
+            if any(len(cell or "") > MOST_LETTERS for cell in row.values()):
+                raise UserError(f"{place}: a cell of more than {MOST_LETTERS} characters")
+            if row.get("choice") not in OUTCOMES:
+                raise UserError(f"{place}: choice must be left, right or tie, got {row.get('choice')!r}")
+            if row.get("left_set") and row.get("right_set"):
+                left, right = row["left_set"], row["right_set"]
+            else:
+                key = key or _read_key(key_path)
+                left, right = (_set_of(row, side, key, place) for side in ("left", "right"))
+            voter, pair = row.get("voter") or path, row.get("pair") or f"{path}:{i}"
+            vote = {"left": left, "right": right, "outcome": OUTCOMES[row["choice"]], "voter": voter, "pair": pair}
+            known = row.get("voter") and row.get("pair")
+            votes.setdefault((voter, pair) if known else (path, i), vote)
     votes = [vote for vote in votes.values() if vote["left"] != vote["right"]]  # a set against itself says nothing
     if not votes:
         raise UserError(f"no votes in {', '.join(paths)}")
+    count = len({vote[side] for vote in votes for side in ("left", "right")})
+    if count > MOST_SETS:
+        raise UserError(f"the votes compare {count} sets of images, at most {MOST_SETS} can be rated: left_set and "
+                        "right_set must name sets, not images")
     return votes
 
 
 def _read_key(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no key at {path}: `evaluation.study page` writes it; give --key")
-    try:
-        with open(path, encoding="utf-8") as f:
-            key = json.load(f)
-        if {"id", "images"} <= key.keys():
-            return key
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path} is no key that `evaluation.study page` wrote: give another --key or --out")
+    remedy = "`evaluation.study page` writes keys; give another --key or --out"
+    key = read_json(path, remedy, id=str, images=dict)
+    if not all(isinstance(image, dict) and isinstance(image.get("set"), str) for image in key["images"].values()):
+        raise UserError(f"{path} does not say of each image which set it is of: {remedy}")
+    return key
 
 
 def _set_of(row, side, key, place):

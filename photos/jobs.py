@@ -180,7 +180,8 @@ class Worker:
         if args.command == "cut":
             return edit.cut(model, image, boxes[i], self.dilate or 0, args.refine)
         if args.command == "paste":
-            drawn = self.backgrounds[name_hash(f"{job.file}/{i}", args.seed) % len(self.backgrounds)]
+            name = job.file.encode(errors="backslashreplace").decode()  # a name that is no text has a hash too
+            drawn = self.backgrounds[name_hash(f"{name}/{i}", args.seed) % len(self.backgrounds)]
             background = files.open_photo(drawn)
             return edit.paste(model, image, boxes[i], background, args.at, args.seed, self.dilate or 0, args.raw,
                               args.refine)

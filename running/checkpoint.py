@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running code, and turned back into models."""
 import os
 import zipfile
+from contextlib import contextmanager
 
 import torch
 
@@ -8,6 +9,8 @@ from images import UserError, written_whole
 from running import methods
 
 FORMAT = 2
+# the most that a file may ask for: plain numbers, a model's config or a run's options, that say how large networks are
+MOST = {"size": 8192, "ngf": 4096, "ndf": 4096, "n_layers_D": 12, "seg_blocks": 200, "unet_downs": 12, "grow_hole": 512}
 
 
 def save_checkpoint(path, state):
@@ -31,17 +34,28 @@ def load_checkpoint(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile("a checksum is wrong")
+            _check_archive(archive, os.path.getsize(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "
                         "such as best.pt, or train anew") from error
     needed = {"format", "method", "step", "config", "networks", "averaged"}
     if not isinstance(state, dict) or not needed <= state.keys() or state["format"] != FORMAT \
-            or state["method"] not in methods.METHODS:
+            or state["method"] not in [*methods.METHODS] or type(state["step"]) is not int or state["step"] < 0:
         raise UserError(f"{path} is not a checkpoint of format {FORMAT} of this code")
     return state
+
+
+def _check_archive(archive, size):
+    """zipfile.BadZipFile where a checksum is wrong, which torch does not look at, or the archive would grow."""
+    entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > size:
+        raise zipfile.BadZipFile("it would grow when it is unpacked; torch compresses nothing")
+    if archive.testzip() is not None:
+        raise zipfile.BadZipFile("a checksum is wrong")
+    for entry in entries:  # torch lets a pickle reserve memory by a mere number
+        if entry.filename.endswith("data.pkl") and b"\nbytearray\n" in archive.read(entry):
+            raise zipfile.BadZipFile("a bytearray")
 
 
 def build_model(state, path, device="cpu"):
@@ -50,10 +64,39 @@ def build_model(state, path, device="cpu"):
 
     Raises UserError, in one line, if it does not fit this code.
     """
-    try:
+    check_model(state, path)
+    with _one_line(path):
         model = methods.load(state["method"]).Model.from_state(state).to(device)
         model.crf_bias = float(state.get("options", {}).get("crf_bias") or 0)  # None where no box was known
         return model
+
+
+def check_model(state, path):
+    """UserError where the model of a checkpoint would be larger than the weights at hand: before memory is taken."""
+    with _one_line(path):
+        check_sizes(state["config"])
+        config = {key: value for key, value in state["config"].items() if key != "lambdas"}
+        with torch.device("meta"):
+            needed = sum(p.numel() for p in methods.load(state["method"]).Model(**config).parameters())
+        tensors = [t for network in (state["networks"] | state["averaged"]).values() for t in network.values()]
+        stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // t.element_size() for t in tensors}
+        if needed > sum(stored.values()):
+            raise ValueError(f"its config asks for {needed} weights, it holds {sum(stored.values())}")
+
+
+def check_sizes(values):
+    """ValueError where a dict's sizes of networks are no numbers up to `MOST`."""
+    for name, most in MOST.items():
+        value = values.get(name, 0)
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(f"{name} must be a whole number from 0 to {most}, got {str(value)[:50]}")
+
+
+@contextmanager
+def _one_line(path):
+    """Whatever a checkpoint's contents raise when a model is made of them, as a UserError of one line."""
+    try:
+        yield
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds no model that this code can build ({type(error).__name__}: {reason}): "

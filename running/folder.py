@@ -1,11 +1,11 @@
-"""A run's folder: the lock that keeps others out, the log, the checkpoints."""
+"""A command's folder: the lock that keeps others out, what it made there; of a run, the log and the checkpoints."""
 import errno
 import json
 import math
 import os
 import shutil
 
-from images import written_whole
+from images import UserError, written_whole
 from running.checkpoint import save_checkpoint
 
 
@@ -23,7 +23,8 @@ class Lock:
 
     def __init__(self, folder, remedy="give another --name"):
         path = os.path.join(folder, ".lock")
-        self.file = open(path, "a+", encoding="utf-8")
+        refuse_link(path)
+        self.file = open(path, "a+", encoding="utf-8", opener=_not_through_links)
         try:
             _lock(self.file)
         except OSError as error:
@@ -41,6 +42,22 @@ class Lock:
     def release(self):
         self.file.close()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+
+def refuse_link(path):
+    """UserError where a file or folder of ours is a link: what is written there would land elsewhere."""
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link, and what is written there would land elsewhere: remove it")
+
+
+def _not_through_links(path, flags):
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
 
 def _lock(file):
     try:
@@ -52,6 +69,68 @@ def _lock(file):
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process, not of its children, unlike flock
+
+
+def read_json(path, remedy, **kinds):
+    """The JSON object at `path`. UserError, with the remedy, unless it has these keys with values of these types."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            data = json.load(f)
+        if isinstance(data, dict) and all(isinstance(data.get(key), kind) for key, kind in kinds.items()):
+            return data
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"{path} is damaged, or not what this code writes: {remedy}")
+
+
+class Made:
+    """The files that a command makes in a folder, listed in a hidden one there: the next time it removes these alone.
+
+    Args:
+        folder: made if absent; the caller holds its `Lock`.
+        marker: name of the list; a line a file, JSON, "KIND/NAME" with "/".
+    """
+
+    def __init__(self, folder, marker):
+        self.folder, self.marker = folder, os.path.join(folder, marker)
+        os.makedirs(folder, exist_ok=True)
+        self.before = self._read()
+
+    def _read(self):
+        refuse_link(self.marker)
+        names = set()
+        if os.path.isfile(self.marker):
+            with open(self.marker, encoding="utf-8", errors="replace") as f:
+                for line in f:
+                    try:
+                        names.add(json.loads(line))
+                    except (ValueError, RecursionError, TypeError):  # cut short, or not ours
+                        continue
+        return {name for name in names if isinstance(name, str) and self._inside(name)}
+
+    def _inside(self, name):
+        """Whether a listed name leads to no place but one in this folder, not through links either."""
+        parts = name.split("/")
+        plain = all(part not in ("", ".", "..") and os.path.basename(part) == part for part in parts)
+        return plain and not any(os.path.islink(os.path.join(self.folder, *parts[:i])) for i in range(1, len(parts)))
+
+    def clear(self):
+        """Remove what was made before."""
+        for name in self.before:
+            path = os.path.join(self.folder, name)
+            if os.path.lexists(path):
+                os.remove(path)
+        with written_whole(self.marker):
+            pass
+
+    def path(self, name):
+        """The path of the file "KIND/NAME" to be written now; it is listed first."""
+        path = os.path.join(self.folder, name)
+        refuse_link(os.path.dirname(path))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(self.marker, "a", encoding="utf-8", opener=_not_through_links) as f:
+            f.write(json.dumps(name) + "\n")
+        return path
 
 
 class Log:
@@ -67,7 +146,7 @@ class Log:
                 kept = [line for line in f if _step(line) is not None and _step(line) <= step]
         with written_whole(path) as f:
             f.write("".join(kept).encode())
-        self.file = open(path, "ab", buffering=0)
+        self.file = open(path, "ab", buffering=0, opener=_not_through_links)
         self.waiting = b""
 
     def write(self, record):
@@ -80,11 +159,12 @@ class Log:
 
 
 def _step(line):
-    """The step of a line of the log; None if it was cut short."""
+    """The step of a line of the log; None if it was cut short or is no line of a log."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else None
-    except (ValueError, LookupError, TypeError):
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    return step if type(step) is int else None
 
 
 class Checkpoints:
@@ -112,7 +192,7 @@ class Checkpoints:
     def _set_aside(self, path):
         """A second name for the file that is about to be replaced: no moment is without a latest.pt."""
         aside = os.path.join(self.folder, f"step_{self.step:07d}.pt")
-        if os.path.exists(aside):
+        if os.path.lexists(aside):
             os.remove(aside)
         try:
             os.link(path, aside)

@@ -11,9 +11,16 @@ torch is imported where it is needed, so that `--help` need not wait for it.
 import argparse
 import math
 import os
+import re
 import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from images import UserError
+
+# what a terminal obeys in place of showing it, and what is no text; "\x1b[A", tqdm's way up a line, passes
+UNPRINTABLE = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+                         r"\ud800-\udfff]")
+LARGEST = 2**63 - 1
 
 
 class Help(argparse.HelpFormatter):
@@ -40,7 +47,7 @@ def add_command(commands, name, text):
 
 def whole(low=0, high=None):
     """An int from `low` to `high`."""
-    return _bounded(int, "a whole number", low, math.inf if high is None else high)
+    return _bounded(int, "a whole number", low, LARGEST if high is None else high)
 
 
 def number(low=-math.inf, high=math.inf):
@@ -55,7 +62,8 @@ def _bounded(kind, what, low, high):
         except ValueError:
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)):
-            limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * (high < math.inf)
+            told = high < math.inf and (high != LARGEST or value > high)
+            limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * told
             raise argparse.ArgumentTypeError(f"must be {what}{limits}, got {text!r}")
         return value
     return parse
@@ -130,14 +138,74 @@ def has_bfloat16(device):
 # --- a command ---
 
 
+class Outlet:
+    """A text stream on which nothing that is printed can end the command, or steer the terminal.
+
+    What cannot be written, to a full disk or a closed pipe, is lost; `warn` is called with a line, once.
+    """
+
+    def __init__(self, stream, warn):
+        self.stream, self.warn, self.failed = stream, warn, stream is None
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self._try(lambda: self.stream.write(UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)))
+        return len(text)
+
+    def flush(self):
+        self._try(lambda: self.stream.flush())
+
+    def isatty(self):
+        return self.stream is not None and self.stream.isatty()
+
+    def close(self):
+        """Give up what still cannot be written: else Python would try again at its end, and change the exit code."""
+        if self.failed and self.stream is not None and not self._try(self.stream.flush):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def _try(self, action):
+        try:
+            if self.stream is not None:
+                action()
+            return True
+        except OSError as error:
+            if not self.failed:
+                self.failed = True
+                self.warn(f"cannot print all ({error.strerror or error}): going on without it")
+            return False
+
+
+@contextmanager
+def outlets(prog):
+    """stdout and stderr as `Outlet`s."""
+    err = Outlet(sys.stderr, lambda line: None)
+    out = Outlet(sys.stdout, lambda line: print(f"{prog}: warning: {line}", file=err))
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        for outlet in (out, err):
+            outlet.flush()
+            outlet.close()
+
+
 def command(prog, run, argv=None, stopped="stopped"):
     """`run(argv)` as the command `prog`: returns the exit code, that of `run` or 0.
 
     A `UserError`, and what the system refuses (OSError, a full GPU), become one line on stderr and exit code 2; Ctrl-C
     becomes the line `stopped` and 130. Whatever else is raised is a mistake of ours and keeps its traceback.
     """
+    with outlets(prog):
+        return _command(prog, run, sys.argv[1:] if argv is None else argv, stopped)
+
+
+def _command(prog, run, argv, stopped):
     try:
-        return run(sys.argv[1:] if argv is None else argv) or 0
+        return run(argv) or 0
     except (UserError, OSError) as error:
         message = error
     except KeyboardInterrupt:
@@ -149,5 +217,9 @@ def command(prog, run, argv=None, stopped="stopped"):
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
     return 2
+
+
+def one_line(message):
+    return str(message).replace("\n", "\\n").replace("\r", "\\r")

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from images import UserError, written_whole
-from running.folder import Checkpoints, Lock, Log
+from running.folder import Checkpoints, Lock, Log, read_json, refuse_link
 from running.watch import COLLAPSES, CollapseWatch, Meter, SkippedSteps
 
 LINE_EVERY = 30  # seconds between the lines that stand for the bar where there is no terminal
@@ -26,10 +26,11 @@ class Run:
         last_step: number of the last step.
         ranks: `parallel.Ranks`; all processes call all methods, and the first one writes.
         files: step -> text that names the files of its batch.
+        data: what tells the training crops from others, kept in checkpoints.
     """
 
-    def __init__(self, args, trainer, last_step, ranks, files):
-        self.args, self.trainer, self.last_step, self.ranks = args, trainer, last_step, ranks
+    def __init__(self, args, trainer, last_step, ranks, files, data=""):
+        self.args, self.trainer, self.last_step, self.ranks, self.data = args, trainer, last_step, ranks, data
         self.folder, self.writes = os.path.join(args.checkpoints_dir, args.name), ranks.rank == 0
         self.limit = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
         self.best_iou, self.validated_at, self.told = -1.0, 0, 0.0
@@ -39,7 +40,9 @@ class Run:
         """Take the folder: no other process may have it. OSError, in one line, if it cannot be had."""
         step = self.trainer.step
         if self.writes:
-            os.makedirs(os.path.join(self.folder, "samples"), exist_ok=True)
+            samples = os.path.join(self.folder, "samples")
+            refuse_link(samples)
+            os.makedirs(samples, exist_ok=True)
             self.lock = Lock(self.folder)
             self.log = Log(os.path.join(self.folder, "log.jsonl"), step)
             self.checkpoints = Checkpoints(self.folder, self.args.keep, step)
@@ -72,11 +75,16 @@ class Run:
             return
         path, commands = os.path.join(self.folder, "config.json"), []
         if self.trainer.step and os.path.exists(path):
-            with open(path, encoding="utf-8") as f:
-                commands = json.load(f)["commands"]
+            commands = read_json(path, "remove it, and --resume goes on", commands=list)["commands"]
         record = {"options": options, "commands": [*commands, shlex.join(sys.argv)], "revision": revision()}
         with written_whole(path) as f:
             f.write(json.dumps(record, indent=1).encode())
+
+    def check_applied(self):
+        """UserError where not one step of the whole run was applied: its networks are as they began."""
+        if self.skips.total >= self.last_step:
+            raise UserError(f"none of the {self.last_step} steps was applied, as their losses or gradients were not "
+                            "finite: lower --lr or the λs, under another --name")
 
     # --- after a step ---
 
@@ -150,7 +158,7 @@ class Run:
         parts = self.ranks.gather(own)
         if self.writes:
             size = self.checkpoints.save(state | self.about() | {
-                "best_iou": self.best_iou, "validated_at": self.validated_at, "parts": parts[1:],
+                "best_iou": self.best_iou, "validated_at": self.validated_at, "parts": parts[1:], "data": self.data,
                 "skips": self.skips.state_dict(), "watch": self.watch.state_dict()})
             if step == self.last_step:
                 self.say(f"{os.path.join(self.folder, 'latest.pt')}: {size / 1e6:.1f} MB")

@@ -4,7 +4,7 @@ import os
 
 from images import UserError
 from running import methods
-from running.checkpoint import load_checkpoint
+from running.checkpoint import MOST, check_model, load_checkpoint
 from running.folder import previous
 from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, plain_name, whole
 
@@ -116,12 +116,15 @@ def parse(argv):
 
 def _latest_checkpoint(args):
     """The checkpoint of the run to go on with. UserError, which names the one before it, if it cannot be used."""
+    path = latest_path(args)
     try:
-        checkpoint = load_checkpoint(latest_path(args))
+        checkpoint = load_checkpoint(path)
+        check_model(checkpoint, path)
     except UserError as error:
         raise UserError(f"{error}; {older_remedy(args)}") from error
-    if not isinstance(checkpoint.get("options"), dict):
-        raise UserError(f"{latest_path(args)} holds no options of a run of train.py, so none can go on")
+    options, config = checkpoint.get("options"), checkpoint["config"]
+    if not isinstance(options, dict) or any(options.get(k) and options[k] != config.get(k, options[k]) for k in MOST):
+        raise UserError(f"{path} holds no options of a run of train.py, so none can go on")
     return checkpoint
 
 
@@ -134,14 +137,29 @@ def older_remedy(args):
 
 
 def _resumed(parser, argv, saved):
-    """The options of a resumed run: `saved`, but for what `argv` gives and may change."""
-    parser.set_defaults(**saved)
+    """The options of a resumed run: `saved`, but for what `argv` gives and may change, and where the run lies."""
+    for action in parser._actions:
+        if action.dest in saved and not _is_value(action, saved[action.dest]):
+            raise UserError(f"the checkpoint's --{action.dest} is {str(saved[action.dest])[:50]}, which is no value of "
+                            "that option: it is damaged, or not from train.py")
+    parser.set_defaults(**{key: value for key, value in saved.items() if key != "checkpoints_dir"})
     args = parser.parse_args(argv)
     for key, value in vars(args).items():
         if key not in RESUMABLE and value != saved.get(key):
             raise UserError(f"--{key} was {saved.get(key)} when this run began, got {value}: "
                             "leave it out, or begin a new run under another --name")
     return args
+
+
+def _is_value(action, value):
+    """Whether the option could have this value."""
+    if value is None or action.nargs == 0:  # a switch, also with its --no-
+        return value is None and action.default is None or type(value) is bool
+    try:
+        return type(value) in (int, float, str) and (action.type or str)(str(value)) == value \
+            and (not action.choices or value in action.choices)
+    except argparse.ArgumentTypeError:
+        return False
 
 
 def _check(args):

@@ -70,7 +70,7 @@ class SkippedSteps:
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state):
-        self.total, self.in_a_row = state["total"], state["in_a_row"]
+        self.total, self.in_a_row = int(state["total"]), int(state["in_a_row"])
 
 
 COLLAPSES = {  # kind: what is seen
@@ -115,7 +115,8 @@ class CollapseWatch:
 
     def load_state_dict(self, state):
         """What `state_dict` gave. A collapse that was told is told again: a resumed run may have been asked to stop."""
-        self.seen, self.shown = list(state["seen"]), state["shown"]
+        self.seen = [(int(step), float(fill), float(spread)) for step, fill, spread in state["seen"]]
+        self.shown = bool(state["shown"])
 
 
 # --- speed ---

@@ -126,7 +126,7 @@ def results(tmp_path):
             for i in range(12):
                 Image.new("RGB", (16, 16), (i, len(kind), len(method))).save(folder / name / kind / f"{i:02d}.png")
         (folder / name / "metrics.json").write_text(json.dumps(
-            {"method": method, "size": 16, "kinds": ["x", "z", "y_hat"]}))
+            {"method": method, "size": 16, "n_images": 12, "kinds": ["x", "z", "y_hat"]}))
         with open(folder / name / "per_image.csv", "w") as f:
             print("stem,d_obj_z,d_obj_y_hat", file=f)
             for i in range(12):
@@ -252,12 +252,12 @@ def test_voting_in_a_browser_and_fitting_the_saved_file(page, tmp_path, capsys):
 
 def test_runs_of_unlike_sizes_are_refused(results, capsys):
     (results / "nc" / "metrics.json").write_text(json.dumps(
-        {"method": "nocycle", "size": 32, "kinds": ["x", "z"]}))
+        {"method": "nocycle", "size": 32, "n_images": 12, "kinds": ["x", "z"]}))
     assert study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(results)]) == 2
     assert "one size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("figures", [None, {"method": "supervised", "size": 16, "kinds": ["x", "mask"]}])
+@pytest.mark.parametrize("figures", [None, {"method": "supervised", "size": 16, "n_images": 3, "kinds": ["x", "mask"]}])
 def test_results_without_pasted_images_are_refused(results, capsys, figures):
     os.remove(results / "nc" / "metrics.json")
     if figures:
