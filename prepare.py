@@ -11,6 +11,7 @@ Further sources are appended to what DATAROOT holds. An interrupted command goes
 import dataclasses
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from crops.check import check_crops, verdict
 from crops.demo import make_demo
 from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
-from images import UserError
+from images import UserError, printable
+from running.folder import Lock
 from running.options import add_command, add_gpu, command, make_parser, names, number, pick_device, whole
 
 # --- options ---
@@ -268,15 +270,31 @@ def run_folder(args):
 
 def run_check(args):
     problems, remarks = check_crops(args.dataroot, args.num_workers)
-    print(*problems[:50], sep="\n", end="\n" if problems else "")
+    print(*map(printable, problems[:50]), sep="\n", end="\n" if problems else "")
     if problems:
         raise UserError(f"{len(problems)} problems in {args.dataroot}, the first of them listed above")
     print(verdict(remarks))
 
 
+@contextmanager
+def alone_in(folder):
+    """Keeps a second command out of DATAROOT meanwhile, and leaves nothing there that the command did not write."""
+    is_new = not os.path.exists(folder)
+    os.makedirs(folder, exist_ok=True)
+    lock = Lock(folder, "name another --out")
+    try:
+        yield
+    finally:
+        os.remove(lock.file.name)
+        lock.release()
+        if is_new and not os.listdir(folder):
+            os.rmdir(folder)
+
+
 def run(argv):
     args = parse_args(argv)
-    args.run(args)
+    with alone_in(args.out) if "out" in args else nullcontext():
+        args.run(args)
 
 
 def main(argv=None):

@@ -213,6 +213,6 @@ def make_demo(dataroot, seed=0):
 def _is_demo(dataroot):
     """Whether the folder holds a demo set, whole or not: every image in it is numbered as ours are."""
     names = [name for split in COUNTS for _, _, files in os.walk(os.path.join(dataroot, split)) for name in files]
-    return set(os.listdir(dataroot)) <= set(COUNTS) and all(
+    return set(os.listdir(dataroot)) <= {*COUNTS, ".lock"} and all(
         name in ("crops.json", "sources.json") or name.endswith(".json.part") or (len(name) == 9 and name[:5].isdigit())
         for name in names)

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 
-from images import UserError
+from images import UserError, printable
 
 
 class Help(argparse.HelpFormatter):
@@ -149,5 +149,5 @@ def command(prog, run, argv=None, stopped="stopped"):
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(f"{prog}: error: {printable(message)}", file=sys.stderr)
     return 2
