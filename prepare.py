@@ -22,7 +22,7 @@ from crops.check import check_crops, verdict
 from crops.demo import make_demo
 from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
-from images import UserError, printable
+from images import UserError, is_below, printable
 from running.folder import Lock
 from running.options import add_command, add_gpu, command, make_parser, names, number, pick_device, whole
 
@@ -237,6 +237,8 @@ def from_cityscapes(args, skips):
 
 def from_detector(args, skips):
     path, device = Path(args.boxes or Path(args.out, f"detections_{args.split}.jsonl")), pick_device(args.gpu)
+    if not args.boxes and not is_below(path.name, args.out):
+        raise UserError(f"{path} is a link that leads out of {args.out}: name its file as --boxes")
     model = detector.load_detector(args.detector_weights, device)
     find = partial(detector.detect_boxes, model, names=detector.category_names(), device=device)
     detector.detect_folder(args.images, path, find, skips, own_files(args.out))
