@@ -254,10 +254,10 @@ def written_whole(path, sync=False):
     """
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.part")
-    if os.path.islink(beside):  # whoever laid it there would choose the file that is written
-        os.remove(beside)
+    if os.path.lexists(beside):
+        os.remove(beside)  # not written through: it may be a link to another file
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:
             yield file
             if sync:
                 file.flush()
