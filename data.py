@@ -10,6 +10,7 @@ SPLIT is train, test and, to choose best.pt on, val. Crops cut by other means ne
 import os
 import traceback
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -117,8 +118,7 @@ class Crops:
         path = os.path.join(self.root, "crops.json")
         if not os.path.exists(path):
             return {}, []
-        with open(path, "rb") as f:
-            written = parse_json(f.read(), _CROPS)
+        written = parse_json(Path(path).read_bytes(), _CROPS) if os.path.isfile(path) else None
         if written is None or any(r.get("origin", 0) >= len(written["rules"]) for r in written["objects"].values()):
             raise UserError(f"{path} is not a crops file, with rules and the box and origin of each object: make the "
                             "set anew, or remove it")

@@ -16,7 +16,7 @@ import numpy as np
 
 from images import OBJECT, VOID, open_lazily, open_mask
 
-LONGEST = 100  # an object's outlines, in (width + height) of its image; memory and time grow with it
+LONGEST = 30  # an object's outlines, in (width + height) of its image; memory and time grow with it
 
 
 def pack_segmentation(segmentation):
