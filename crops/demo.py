@@ -217,5 +217,6 @@ def _is_demo(dataroot):
     paths = [os.path.join(root, name) for root, *names in os.walk(dataroot) for name in sum(names, [])]
     names = [os.path.basename(path) for path in paths if not os.path.isdir(path)]
     return not any(map(os.path.islink, paths)) and all(
-        name in ("crops.json", "sources.json", ".lock") or name.endswith(".json.part") or (len(name) == 9 and name[:5].isdigit())
+        name in ("crops.json", "sources.json", ".lock") or name.endswith(".json.part")
+        or (len(name) == 9 and name[:5].isdigit())
         for name in names)
