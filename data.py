@@ -7,17 +7,30 @@
 
 SPLIT is train, test and, to choose best.pt on, val. Crops cut by other means need only objects/ and backgrounds/.
 """
-import json
 import os
 import traceback
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from images import EXTENSIONS, OBJECT, VOID, UserError, list_images, open_image, open_mask, resize_mask, save_png
+from images import (
+    EXTENSIONS,
+    OBJECT,
+    VOID,
+    UserError,
+    is_box,
+    is_count,
+    list_images,
+    open_image,
+    open_mask,
+    parse_json,
+    resize_mask,
+    save_png,
+)
 
 
 def by_stem(folder):
@@ -59,6 +72,14 @@ def save_image(path, image):
     save_png(path, to_pixels(image[None])[0])
 
 
+def _is_side(value):
+    return is_count(value) and value > 0
+
+
+_CROPS = {"rules": [{"fit": ("warp", "keep").__contains__, "object_size": _is_side, "crop_size": _is_side}],
+          "objects": {str: {"box": is_box, "origin?": is_count}}}  # see `images.fits`
+
+
 class Crops:
     """The files of one split.
 
@@ -97,14 +118,12 @@ class Crops:
         path = os.path.join(self.root, "crops.json")
         if not os.path.exists(path):
             return {}, []
-        try:
-            with open(path, encoding="utf-8") as f:
-                written = json.load(f)
-            rules = [{k: rule[k] for k in ("fit", "object_size", "crop_size")} for rule in written["rules"]]
-            boxed = {k: r for k, r in written["objects"].items() if rules[r.get("origin", 0)] and len(r["box"]) == 4}
-            return boxed, rules
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a crops file ({error!r}): make the set anew, or remove it") from error
+        written = parse_json(Path(path).read_bytes(), _CROPS) if os.path.isfile(path) else None
+        if written is None or any(r.get("origin", 0) >= len(written["rules"]) for r in written["objects"].values()):
+            raise UserError(f"{path} is not a crops file, with rules and the box and origin of each object: make the "
+                            "set anew, or remove it")
+        return written["objects"], [{k: rule[k] for k in ("fit", "object_size", "crop_size")}
+                                    for rule in written["rules"]]
 
     def box(self, stem):
         """The object's box in its crop, (4,): left, top, width, height in fractions; the whole crop where unknown."""

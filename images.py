@@ -1,10 +1,13 @@
 """Image files: any kind comes in as upright 8-bit RGB, masks as 0, 128 and 255, and everything is written whole.
 
 Needs numpy and Pillow only and imports nothing of this project, so that every module may use it. `UserError` stands
-here for the same reason.
+here for the same reason, and what guards against names and values of files that others made.
 """
+import json
 import os
+import stat
 import struct
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 OBJECT, VOID = 255, 128  # values in a mask file, 0 = background; void is neither and is not scored
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow has others, and starts Ghostscript for one of them
 # what Pillow raises on files that are cut short, damaged, hostile or no images
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
               MemoryError, Image.DecompressionBombError, UnidentifiedImageError)
@@ -27,6 +31,83 @@ class UserError(ValueError):
 
     Commands print it and end. Any other ValueError is a mistake of ours and keeps its traceback.
     """
+
+
+# --- what files of others say ---
+
+
+def printable(text) -> str:
+    """`text` on one line and without what a terminal obeys or a stream refuses: such characters are escaped."""
+    text = str(text)
+    return text if text.isprintable() else "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in text)
+
+
+def is_relative(name) -> bool:
+    """Whether a name from a file could be that of a file below a folder: no absolute path, no "..", no "\\" and no
+    control character."""
+    return isinstance(name, str) and name != "" and not (
+        name[0] == "/" or os.path.splitdrive(name)[0] or ".." in name.split("/") or "\\" in name
+        or any(unicodedata.category(c) == "Cc" for c in name))
+
+
+def is_below(name, folder) -> bool:
+    """Whether a name from a file may become a path: `is_relative`, and no link in `folder` leads out of it."""
+    if not is_relative(name):
+        return False
+    path = folder
+    for part in name.split("/"):
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            real = os.path.realpath(os.path.join(folder, name))
+            return Path(real).is_relative_to(os.path.realpath(folder))
+    return True
+
+
+def is_number(value) -> bool:
+    """Whether a value of JSON is a number, and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def is_box(value) -> bool:
+    """Whether a value of JSON is a box or a window: a list x, y, w, h of numbers below 1e7, w and h not negative."""
+    return (isinstance(value, list) and len(value) == 4 and all(is_number(side) and abs(side) < 1e7 for side in value)
+            and value[2] >= 0 and value[3] >= 0)
+
+
+def is_count(value) -> bool:
+    """Whether a value of JSON is a whole number from 0 to 1e7, as sizes and places in lists are."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1e7
+
+
+def fits(value, form) -> bool:
+    """Whether a value of JSON has a form.
+
+    form: a type; a function that tells; [form], a list of such; {"key": form}, an object with these keys at least,
+    though "key?" may be missing; {function: form}, an object with such keys and values.
+    """
+    if isinstance(form, type):
+        return isinstance(value, form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(item, form[0]) for item in value)
+    if not isinstance(form, dict):
+        return form(value)
+    if not isinstance(value, dict):
+        return False
+    key, item = next(iter(form.items()))
+    if not isinstance(key, str):
+        return all(fits(k, key) and fits(v, item) for k, v in value.items())
+    return all(fits(value[k.rstrip("?")], f) if k.rstrip("?") in value else k.endswith("?") for k, f in form.items())
+
+
+def parse_json(text, form):
+    """The value that a JSON text holds; None where it is no JSON, or not of this form (see `fits`)."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if fits(value, form) else None
 
 
 # --- finding files ---
@@ -54,6 +135,13 @@ def list_images(folder, below=False, without=()):
 # --- reading ---
 
 
+def open_lazily(path):
+    """`PIL.Image.open`, for FORMATS alone. OSError for what is no regular file: a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
+    return Image.open(path, formats=FORMATS)
+
+
 def open_image(path, turn=None, convert=None):
     """The image at `path`, decoded.
 
@@ -64,7 +152,7 @@ def open_image(path, turn=None, convert=None):
     Raises FileNotFoundError, or OSError if it cannot be read as an image, in one line that names it.
     """
     try:
-        with Image.open(path) as image:
+        with open_lazily(path) as image:
             return (convert or to_rgb)((turn or upright)(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
@@ -110,7 +198,7 @@ def as_stored(image):
 
 def stored_size(path):
     """((width, height) as stored, EXIF orientation 1 to 8) from a file's header. UNREADABLE if it has none."""
-    with Image.open(path) as image:
+    with open_lazily(path) as image:
         size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
         if image.format == "TIFF":  # whose size may be given as turned
             size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]

@@ -11,6 +11,7 @@ Further sources are appended to what DATAROOT holds. An interrupted command goes
 import dataclasses
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from crops.check import check_crops, verdict
 from crops.demo import make_demo
 from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
-from images import UserError
+from images import UserError, is_below, printable
+from running.folder import Lock
 from running.options import add_command, add_gpu, command, make_parser, names, number, pick_device, whole
 
 # --- options ---
@@ -235,6 +237,8 @@ def from_cityscapes(args, skips):
 
 def from_detector(args, skips):
     path, device = Path(args.boxes or Path(args.out, f"detections_{args.split}.jsonl")), pick_device(args.gpu)
+    if not args.boxes and not is_below(path.name, args.out):
+        raise UserError(f"{path} is a link that leads out of {args.out}: name its file as --boxes")
     model = detector.load_detector(args.detector_weights, device)
     find = partial(detector.detect_boxes, model, names=detector.category_names(), device=device)
     detector.detect_folder(args.images, path, find, skips, own_files(args.out))
@@ -268,15 +272,31 @@ def run_folder(args):
 
 def run_check(args):
     problems, remarks = check_crops(args.dataroot, args.num_workers)
-    print(*problems[:50], sep="\n", end="\n" if problems else "")
+    print(*map(printable, problems[:50]), sep="\n", end="\n" if problems else "")
     if problems:
         raise UserError(f"{len(problems)} problems in {args.dataroot}, the first of them listed above")
     print(verdict(remarks))
 
 
+@contextmanager
+def alone_in(folder):
+    """Keeps a second command out of DATAROOT meanwhile, and leaves nothing there that the command did not write."""
+    is_new = not os.path.exists(folder)
+    os.makedirs(folder, exist_ok=True)
+    lock = Lock(folder, "name another --out")
+    try:
+        yield
+    finally:
+        os.remove(lock.file.name)
+        lock.release()
+        if is_new and not os.listdir(folder):
+            os.rmdir(folder)
+
+
 def run(argv):
     args = parse_args(argv)
-    args.run(args)
+    with alone_in(args.out) if "out" in args else nullcontext():
+        args.run(args)
 
 
 def main(argv=None):

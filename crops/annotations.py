@@ -9,7 +9,6 @@ import gc
 import io
 import json
 import os
-import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from crops.coco_masks import pack_segmentation, read_labels
-from images import EXTENSIONS, UNREADABLE, UserError, list_images, stored_size
+from crops.values import leads_out, parse_box, plain_file, read_text, shorten, size_of, to_float
+from images import EXTENSIONS, UNREADABLE, UserError, fits, is_box, is_number, list_images, parse_json, stored_size
 
 # what JSON of another shape than expected raises
 MISSHAPEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -77,6 +77,8 @@ def read_coco(images, annotations, skips: Skips) -> list:
         key, name = item.get("id"), plain_file(item.get("file_name"), images)
         if not isinstance(key, (int, str)) or not name:
             skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(item.get('file_name'))}")
+            continue
+        if leads_out(name, images, skips):
             continue
         photo = Photo(name, f"{images}/{name}", *size_of(item.get("width"), item.get("height")), [])
         if photos.setdefault(key, photo).file != name:
@@ -171,12 +173,16 @@ def read_voc(root, image_set, skips: Skips) -> list:
 def voc_photo(root, stem, skips):
     """The Photo of one VOC XML file, or None (counted)."""
     path = root / "Annotations" / f"{stem}.xml"
+    if leads_out(f"{stem}.xml", root / "Annotations", skips):
+        return None
     try:
         tree = ElementTree.parse(path)
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
         skips.add("bad_xml", f"{path}: {error}")
         return None
     file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
+    if leads_out(file, root / "JPEGImages", skips) or leads_out(f"{stem}.png", root / "SegmentationObject", skips):
+        return None
     masks, boxes, unplaced = root / "SegmentationObject" / f"{stem}.png", [], False
     has_masks = masks.is_file()
     for number, item in enumerate(tree.findall("object"), 1):
@@ -229,7 +235,9 @@ def read_cityscapes(root, image_set, skips: Skips) -> list:
 def cityscapes_objects(path):
     """(width, height, boxes) of one gtFine polygon file."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    width, height, seen, boxes = int(data["imgWidth"]), int(data["imgHeight"]), Counter(), []
+    (width, height), seen, boxes = size_of(data["imgWidth"], data["imgHeight"]), Counter(), []
+    if not width:
+        raise ValueError("it gives no size of its image")
     labels = path.with_name(path.name.replace("_polygons.json", "_instanceIds.png"))
     for index, item in enumerate(data["objects"]):
         label = item["label"]
@@ -279,8 +287,10 @@ def read_csv(images, annotations, skips: Skips) -> list:
         if not name:
             skips.add("bad_image_entry", f"line {number} names the file {shorten(row['file'])}")
             continue
+        if leads_out(name, images, skips):
+            continue
         boxes, values = photos[name], ",".join(row[column] or "" for column in columns)
-        box = csv_box(images, number, row, columns)
+        box = csv_box(images, number, row, columns, skips)
         if box is not None:
             boxes.append(box)
         elif values.strip(", "):
@@ -290,7 +300,7 @@ def read_csv(images, annotations, skips: Skips) -> list:
                        for name, boxes in photos.items()], skips)
 
 
-def csv_box(images, number, row, columns):
+def csv_box(images, number, row, columns, skips):
     """The Box of line `number`, None where it has none."""
     x, y, a, b = (to_float(row[column]) for column in columns)
     rectangle = parse_box([x, y, a, b] if columns[2][0] in "wh" else [x, y, a - x, b - y])
@@ -298,7 +308,10 @@ def csv_box(images, number, row, columns):
         return None
     label, key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("class", "id", "crowd", "score", "mask"))
     score = to_float(score or 1)
-    mask = ("mask", f"{images}/{plain_file(mask, images) or mask}") if mask else None
+    file = plain_file(mask, images)
+    if mask and not file:
+        skips.add("bad_mask", f"line {number} names the mask {shorten(mask)}")
+    mask = ("mask", f"{images}/{file}") if file and not leads_out(file, images, skips) else None
     return Box(*rectangle, label or "object", key or number, crowd.lower() not in ("", "0", "false"),
                score if is_number(score) else 0.0, mask)
 
@@ -315,6 +328,9 @@ def read_pets(root, image_set, skips: Skips) -> list:
         if len(words) < 3:
             continue
         trimap, file = Path(root, "annotations", "trimaps", f"{words[0]}.png"), f"{words[0]}.jpg"
+        if leads_out(f"{words[0]}.png", Path(root, "annotations", "trimaps"), skips) or leads_out(
+                file, Path(root, "images"), skips):
+            continue
         try:
             labels = read_labels(str(trimap))
         except UNREADABLE as error:
@@ -354,18 +370,24 @@ def read_detections(images, annotations, skips: Skips) -> list:
     of other folders, unless none is of the folder `images`: then it was moved."""
     here, elsewhere = {}, {}
     for number, line in enumerate(read_text(annotations).splitlines(), 1):
-        try:
-            item = json.loads(line)
-            boxes = [Box(*map(float, box[:4]), str(box[4]), index, score=float(box[5]))
+        item = parse_json(line, DETECTIONS)
+        file, size = item and plain_file(item["file"], images), item and size_of(item["width"], item["height"])
+        if not file or not size[0]:
+            skips.add("bad_line", f"line {number} of {annotations}: {shorten(line)}")
+        elif not leads_out(file, images, skips):
+            boxes = [Box(*map(float, box[:4]), box[4], index, score=float(box[5]))
                      for index, box in enumerate(item["boxes"])]
-            file = plain_file(item["file"], images)
-            if not file or any(parse_box(box[:4]) is None for box in boxes):
-                raise ValueError("unusable file name or box")
-            photo = Photo(file, f"{images}/{file}", int(item["width"]), int(item["height"]), boxes, True)
+            photo = Photo(file, f"{images}/{file}", *size, boxes, True)
             (here if item.get("folder") == os.path.abspath(images) else elsewhere)[file] = photo
-        except MISSHAPEN as error:
-            skips.add("bad_line", f"line {number} of {annotations}: {error!r}")
     return list((here or elsewhere).values())
+
+
+def is_detection(box) -> bool:
+    """Whether a value of JSON is x, y, w, h, class, score."""
+    return fits(box, list) and len(box) == 6 and is_box(box[:4]) and isinstance(box[4], str) and is_number(box[5])
+
+
+DETECTIONS = {"file": str, "width": is_number, "height": is_number, "boxes": [is_detection]}
 
 
 def with_sizes(photos, skips: Skips) -> list:
@@ -383,58 +405,3 @@ def with_sizes(photos, skips: Skips) -> list:
             photo = photo._replace(width=width, height=height)
         known.append(photo)
     return known
-
-
-# --- values from files that may hold anything ---
-
-
-def read_text(path, remedy="check --annotations") -> str:
-    """The text of a UTF-8 file. FileNotFoundError that ends in `remedy`; UserError if it is no such text."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no annotation file {path}: {remedy}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text in UTF-8: {error}") from None
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def size_of(width, height) -> tuple:
-    """An image's size, (0, 0) unless both are whole and positive."""
-    usable = all(is_number(side) and 0 < side < 1e6 and side == int(side) for side in (width, height))
-    return (int(width), int(height)) if usable else (0, 0)
-
-
-def plain_file(name, folder) -> str:
-    """The one way to write the name of a file in `folder` or below, "" if it is none: "./a.png" is "a.png", and "\\" is
-    "/" where the file is found so."""
-    if not isinstance(name, str):
-        return ""
-    if "\\" in name and os.path.isfile(os.path.join(folder, name.replace("\\", "/"))):
-        name = name.replace("\\", "/")
-    leads_elsewhere = name.startswith("/") or ".." in name.split("/") or set(name) & {"\\", "\0"}
-    return "" if leads_elsewhere or not name else posixpath.normpath(name)
-
-
-def parse_box(values):
-    """(x, y, w, h) as floats from a list of four, None unless all are numbers below 1e7 and w, h >= 0."""
-    if not isinstance(values, (list, tuple)) or len(values) != 4 or not all(map(is_number, values)):
-        return None
-    x, y, w, h = map(float, values)
-    return (x, y, w, h) if w >= 0 and h >= 0 and max(map(abs, (x, y, w, h))) < 1e7 else None
-
-
-def to_float(text) -> float:
-    """The number in a text, NaN where there is none."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return float("nan")
-
-
-def shorten(value, limit=60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit - 3] + "..."

@@ -17,7 +17,7 @@ from crops.check import make_sheet, near_duplicates
 from crops.cutting import CutJob, Piece, cut_job, in_parallel
 from crops.index import SPLITS, describe_piece, make_stem, read_index
 from crops.rules import DROPS, Rules, find_backgrounds, find_objects, most_dropping, name_hash, remedy
-from images import UserError
+from images import UserError, open_image, printable
 
 
 class Source(NamedTuple):
@@ -259,11 +259,15 @@ class SplitBuild:
             return
         entries, plan = self.index["rules"], plan_hash(jobs, self.rules)
         if self.number < len(entries) and entries[self.number]["plan"] == plan:
-            dataroot.drop_journal(self.folder, plan)  # left where the command was killed after the last file
+            dataroot.drop_journal(self.folder, plan, self.index)  # left by a command killed after the last file
             print(f"{self.split}: these crops are complete already, nothing to do")
+            try:
+                open_image(self.folder / "sheet.jpg")
+            except OSError:  # killed before it was drawn
+                print(f"  to look at       {make_sheet(self.output.dataroot, self.split)}")
             return
         self.drop_earlier()
-        lines = cut_jobs(jobs, plan, self.folder, self.rules.crop_size, self.output.num_workers, self.split)
+        lines = cut_jobs(jobs, plan, self.folder, self.rules.crop_size, self.output.num_workers, self.split, self.index)
         counts |= self.list_crops(jobs, lines)
         counts["skipped"] = dict(self.source.skips.counts)
         # then a later run tries these images again
@@ -271,14 +275,14 @@ class SplitBuild:
         entries[self.number:self.number + 1] = [{**self.identity, **dataclasses.asdict(self.rules),
                                                  "plan": "" if failed else plan, "counts": counts}]
         dataroot.save_index(self.folder, self.index)
-        dataroot.drop_journal(self.folder, plan)
+        dataroot.drop_journal(self.folder, plan, self.index)
         print(self.summary(counts, hints))
         print(f"  to look at       {make_sheet(self.output.dataroot, self.split)}")
         for other, images in self.others.items():
             pairs = near_duplicates(self.index["images"], images)
             if pairs:
-                print(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and {pairs[0][1]}; "
-                      f"`prepare.py check {self.output.dataroot}` lists them")
+                print(printable(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and "
+                                f"{pairs[0][1]}; `prepare.py check {self.output.dataroot}` lists them"))
         _, *planned = zip(*jobs, strict=True)
         for kind, pieces in zip(("objects", "backgrounds"), planned, strict=True):
             if any(pieces) and not counts[kind]:
@@ -289,13 +293,14 @@ class SplitBuild:
         old = {kind: [stem for stem, crop in self.index[kind].items() if crop["origin"] == self.number]
                for kind in ("objects", "backgrounds")}
         if any(old.values()):
+            dataroot.plan_removal(self.folder, old, self.index)
             for kind, stems in old.items():
                 for stem in stems:
                     del self.index[kind][stem]
             self.index["images"] = [image for image in self.index["images"] if image["origin"] != self.number]
             self.index["rules"][self.number].update(plan="", counts={})
             dataroot.save_index(self.folder, self.index)
-            dataroot.remove_crops(self.folder, **old)
+            dataroot.remove_crops(self.folder, old, self.index)
 
     def list_crops(self, jobs, lines) -> dict:
         """Enter all crops that were cut into the index; returns their counts, and counts what failed."""
@@ -336,7 +341,7 @@ class SplitBuild:
                   f"  classes of X     {len(classes)}" + (f" ({common})" if common else "")]
         lines += [f"  skipped          {reason} {n} (first: {self.source.skips.examples[reason]})"
                   for reason, n in self.source.skips.counts.items()]
-        return "\n".join([*lines, *(f"  {hint}" for hint in hints)])
+        return "\n".join(map(printable, [*lines, *(f"  {hint}" for hint in hints)]))
 
 
 # --- cutting ---
@@ -348,12 +353,13 @@ def plan_hash(jobs, rules: Rules) -> str:
     return hashlib.sha256(repr((rules.crop_size, rules.outside, jobs)).encode()).hexdigest()
 
 
-def cut_jobs(jobs, plan: str, folder, size: int, num_workers: int, label="") -> list:
+def cut_jobs(jobs, plan: str, folder, size: int, num_workers: int, label="", index=dataroot.EMPTY) -> list:
     """Cut `jobs` (of one split and source) into `folder`; returns their journal lines in the same order.
 
-    plan: `plan_hash` of the jobs. Goes on where a run of the same plan was interrupted.
+    plan: `plan_hash` of the jobs. index: what the split holds already. Goes on where a run of the same plan was
+    interrupted.
     """
-    done = dataroot.open_journal(Path(folder), plan, jobs)
+    done = dataroot.open_journal(Path(folder), plan, jobs, index)
     todo = [job for job in jobs if job.photo.file not in done]
     work = partial(cut_job, folder=str(folder), size=size)
     chunk = max(1, min(16, len(todo) // (4 * max(1, num_workers))))

@@ -13,7 +13,7 @@ from crops.annotations import Photo
 from crops.cutting import hull_of, in_parallel, open_annotated
 from crops.index import FOLDERS, JOURNAL, SPLITS, read_index
 from crops.rules import edges_of, name_hash, overlaps, share_outside
-from images import OBJECT, UNREADABLE, VOID, UserError, list_images, written_whole
+from images import OBJECT, UNREADABLE, VOID, UserError, list_images, open_image, open_lazily, printable, written_whole
 
 NEAR = 16  # of 256 bits: hashes that differ in at most so many belong to near-duplicates
 ALIKE = 0.3, 0.7  # P(X > Y) between these: no discriminator can live on it
@@ -30,7 +30,7 @@ def check_crops(dataroot, num_workers=0) -> tuple:
         if Path(dataroot, split).is_dir():
             indices[split], faults, x, y = check_split(dataroot, split, num_workers)
             problems += faults
-            print(describe_split(split, indices[split]))
+            print(printable(describe_split(split, indices[split])))
             for feature, chance, line in compare(indices[split], x, y):
                 print(line)
                 if tells(chance):
@@ -44,7 +44,7 @@ def check_crops(dataroot, num_workers=0) -> tuple:
         pairs = near_duplicates(a, b)
         print(f"near-duplicates in {one} and {other}: {len(pairs)}")
         for first, second, bits in pairs[:10]:
-            print(f"  {one} {first}  {other} {second}  ({bits} of 256 bits differ)")
+            print(printable(f"  {one} {first}  {other} {second}  ({bits} of 256 bits differ)"))
     return problems, dict(remarks)
 
 
@@ -114,7 +114,7 @@ def check_crop(task, folder: str, size: int, core: int):
 def decode(path, mode, size):
     """(pixels, "") of an image that decodes fully, of this mode and (width, height); else (None, why)."""
     try:
-        with Image.open(path) as image:
+        with open_lazily(path) as image:
             if image.mode != mode or image.size != size:
                 return None, (f"{path}: {image.mode} of {image.size[0]} x {image.size[1]}, "
                               f"expected {mode} of {size[0]} x {size[1]}")
@@ -140,7 +140,7 @@ def misplaced_windows(folder, index) -> list:
             (x0, y0, w, h), size = crop["source_window"], crop["source_size"]
             share, rules = share_outside(crop["source_window"], *size), index["rules"][crop["origin"]]
             reflects = kind == "objects" and rules.get("outside") == "reflect"
-            if share > (rules["max_outside"] if reflects else 0):
+            if share > (rules.get("max_outside", 0) if reflects else 0):
                 faults.append(f"{folder / kind / stem}.png: its window leaves the image, with {share:.0%} of its area")
             around = boxes.get((crop["origin"], crop["source"]), np.zeros((0, 4)))
             slack = 1e-6 * max(size)
@@ -275,8 +275,7 @@ def make_sheet(dataroot, split: str, objects=24, backgrounds=20) -> Path:
 def paste_crop(sheet, path, side, place):
     """Put the image at `path`, if there is one, on the sheet."""
     if path.exists():
-        with Image.open(path) as image:
-            sheet.paste(image.convert("RGB").resize((side, side)), place)
+        sheet.paste(open_image(path).resize((side, side)), place)
 
 
 def draw_source(image_entry, crop, windows, size) -> Image.Image:
@@ -286,7 +285,7 @@ def draw_source(image_entry, crop, windows, size) -> Image.Image:
         photo = open_annotated(Photo("", image_entry["path"], width, height, [], image_entry["upright"]))
         left, top = min(math.floor(x0), 0), min(math.floor(y0), 0)
         thumbnail = photo.crop((left, top, max(math.ceil(x0 + w), width), max(math.ceil(y0 + h), height)))
-    except (OSError, TypeError):  # it is gone; it was none, of a drawn set
+    except UNREADABLE:  # it is gone; it was none, of a drawn set
         return Image.new("RGB", size, "grey")
     whole = thumbnail.width
     thumbnail.thumbnail(size)

@@ -13,9 +13,10 @@ from array import array
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 
-from images import OBJECT, VOID, open_mask
+from images import OBJECT, VOID, open_lazily, open_mask
+
+LONGEST = 30  # an object's outlines, in (width + height) of its image; memory and time grow with it
 
 
 def pack_segmentation(segmentation):
@@ -42,9 +43,11 @@ def decode_mask(mask, width: int, height: int, region) -> np.ndarray:
     """
     left, top, right, bottom = region
     if mask[0] == "polygons":
-        columns = np.zeros((right - left, height), bool)
-        for polygon in mask[1]:
-            columns |= fill_polygon(np.array(polygon), width, height, left, right)
+        columns, outlines = np.zeros((right - left, height), bool), [np.array(polygon) for polygon in mask[1]]
+        if sum(outline_length(xy, width, height) for xy in outlines) > LONGEST * (width + height):
+            raise ValueError(f"polygons whose outlines are longer than {LONGEST} times the image's width and height")
+        for xy in outlines:
+            columns |= fill_polygon(xy, width, height, left, right)
         return columns[:, top:bottom].T.astype(np.uint8) * OBJECT
     if mask[0] == "rle":
         if (mask[1], mask[2]) != (height, width):
@@ -65,7 +68,7 @@ def decode_mask(mask, width: int, height: int, region) -> np.ndarray:
 @lru_cache(maxsize=2)
 def read_labels(path) -> np.ndarray:
     """A label image (palette indices, 8 or 16 bit) as stored; several objects of one image share it."""
-    with Image.open(path) as image:
+    with open_lazily(path) as image:
         if image.mode in ("RGB", "RGBA", "LA", "1"):
             image = image.convert("L")
         return np.array(image)
@@ -74,8 +77,9 @@ def read_labels(path) -> np.ndarray:
 def decode_rle(counts, width: int, height: int) -> np.ndarray:
     """COCO's run lengths (by columns, zeros first; list or compressed string) to bool (width, height)."""
     runs = np.array(decode_rle_string(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if runs.size and runs.min() < 0 or runs.sum() != width * height:
-        raise ValueError(f"RLE covers {runs.sum()} pixels, the image has {width * height}")
+    covered = runs.sum(dtype=np.float64)  # where whole numbers would wrap around
+    if runs.size and runs.min() < 0 or covered != width * height:
+        raise ValueError(f"RLE covers {covered:.0f} pixels, the image has {width * height}")
     values = np.arange(runs.size) % 2 == 1
     return np.repeat(values, runs).reshape(width, height)
 
@@ -88,7 +92,7 @@ def decode_rle_string(text: str) -> list:
         value, shift, more = 0, 0, True
         while more:
             code = ord(text[at]) - 48 if at < len(text) else -1
-            if not 0 <= code < 64:
+            if not 0 <= code < 64 or shift > 60:
                 raise ValueError(f"compressed RLE is broken at character {at}")
             value |= (code & 31) << shift
             shift += 5
@@ -100,16 +104,23 @@ def decode_rle_string(text: str) -> list:
     return counts
 
 
+def outline_length(xy, width: int, height: int) -> float:
+    """The length of a polygon's outline in pixels along the longer axis of each edge, a fifth more for each point.
+
+    ValueError for fewer than three points and for coordinates far from the image.
+    """
+    if xy.size < 6 or xy.size % 2 or not np.all(np.abs(xy) <= 2 * max(width, height)):
+        raise ValueError("a polygon needs at least three points near the image")
+    points = xy.reshape(-1, 2)
+    return np.abs(np.roll(points, -1, axis=0) - points).max(axis=1).sum() + len(points) / 5
+
+
 def fill_polygon(xy, width: int, height: int, left: int, right: int) -> np.ndarray:
     """Rasterise one polygon as COCO's rleFrPoly does, columns left..right only: bool (right-left, height).
 
     xy: x0, y0, x1, y1, ... in pixels. The outline is walked on a five times finer grid; where it passes the middle of a
-    column the pixel below switches between inside and outside. ValueError for fewer than three points and for
-    coordinates far from the image (whose walk would not end).
+    column the pixel below switches between inside and outside.
     """
-    reach = 2 * max(width, height)
-    if xy.size < 6 or xy.size % 2 or not np.all(np.abs(xy) <= reach):
-        raise ValueError("a polygon needs at least three points near the image")
     points = (xy.reshape(-1, 2) * 5 + 0.5).astype(np.int64)
     start, step = points, np.roll(points, -1, axis=0) - points
     length = np.abs(step).max(axis=1)

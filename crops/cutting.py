@@ -175,20 +175,37 @@ def difference_hash(image, side=16) -> str:
 def in_parallel(work, tasks, num_workers: int, chunksize=64):
     """work(task) for every task, in order, from processes; num_workers 0 = in this process, with the same results.
 
-    OSError where a process dies.
+    OSError where a process dies, or no thread can be started.
     """
     if num_workers == 0 or len(tasks) < 2:
         yield from map(work, tasks)
         return
+    check_threads()
     gc.freeze()  # else the collector touches, and so copies, the annotations in every process
     try:
         with ProcessPoolExecutor(num_workers, initializer=end_with_parent) as pool:
             yield from pool.map(work, tasks, chunksize=chunksize)
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         raise OSError("a process was killed, perhaps for lack of memory: run the same command again, with fewer "
                       "--num_workers") from None
     finally:
         gc.unfreeze()
+
+
+def check_threads(count=2):
+    """OSError where the system refuses threads, of which a pool needs two: it would wait for the second for ever."""
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        raise OSError(f"no further process can be run ({error}; limits of memory or of processes): run the same "
+                      "command again, with --num_workers 0") from None
+    finally:
+        end.set()
+    for thread in threads:
+        thread.join()
 
 
 def end_with_parent():
@@ -197,4 +214,7 @@ def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    try:
+        threading.Thread(target=wait, daemon=True).start()
+    except RuntimeError:  # the limits are reached
+        os._exit(1)

@@ -211,8 +211,12 @@ def make_demo(dataroot, seed=0):
 
 
 def _is_demo(dataroot):
-    """Whether the folder holds a demo set, whole or not: every image in it is numbered as ours are."""
-    names = [name for split in COUNTS for _, _, files in os.walk(os.path.join(dataroot, split)) for name in files]
-    return set(os.listdir(dataroot)) <= set(COUNTS) and all(
-        name in ("crops.json", "sources.json") or name.endswith(".json.part") or (len(name) == 9 and name[:5].isdigit())
+    """Whether the folder holds a demo set, whole or not: every image in it is numbered as ours are, nothing a link."""
+    if not set(os.listdir(dataroot)) <= {*COUNTS, ".lock"}:
+        return False
+    paths = [os.path.join(root, name) for root, *names in os.walk(dataroot) for name in sum(names, [])]
+    names = [os.path.basename(path) for path in paths if not os.path.isdir(path)]
+    return not any(map(os.path.islink, paths)) and all(
+        name in ("crops.json", "sources.json", ".lock") or name.endswith(".json.part")
+        or (len(name) == 9 and name[:5].isdigit())
         for name in names)

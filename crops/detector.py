@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from crops.annotations import Photo, photo_files
+from crops.annotations import DETECTIONS, Photo, photo_files
 from crops.cutting import open_annotated
-from images import UserError
+from crops.values import leads_out
+from images import UserError, parse_json
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
@@ -80,16 +81,17 @@ def detect_folder(folder, path: Path, find, skips, without=()):
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
+        items = [parse_json(line, DETECTIONS) for line in whole]
+        if None in items:
+            raise UserError(f"{path} is not a list of detections: delete it to detect anew")
         if len(whole) < len(lines):  # cut short: the next line must not be glued to it
             path.write_bytes(b"".join(whole))
-        try:
-            items = [json.loads(line) for line in whole]
-            done = {item["file"] for item in items if item.get("folder") == place}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is not a list of detections: delete it to detect anew") from None
+        done = {item["file"] for item in items if item.get("folder") == place}
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         for name in tqdm([name for name in names if name not in done], desc="detect", unit="image", disable=None):
+            if leads_out(name, folder, skips):
+                continue
             try:
                 image = open_annotated(Photo(name, f"{folder}/{name}", 0, 0, [], True))
             except OSError as error:

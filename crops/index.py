@@ -13,13 +13,55 @@ from pathlib import Path, PurePosixPath
 
 from crops.cutting import CutJob, box_in_crop
 from crops.rules import share_outside
-from images import UserError, written_whole
+from images import UserError, fits, is_below, is_box, is_count, is_number, is_relative, parse_json, written_whole
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
 FOLDERS = ("objects", "backgrounds", "masks", "masks_source")
 JOURNAL = "unfinished.jsonl"
+NESTED = ("dropped", "backgrounds_planned", "skipped")  # counts by reason, among a source's counts
 EMPTY = {"format": FORMAT, "rules": [], "counts": {}, "classes": {}, "objects": {}, "backgrounds": {}}
+
+
+# --- the form of what is read back, see `images.fits`: it may come with a DATAROOT of others ---
+
+
+def is_stem(value) -> bool:
+    """Whether a value of JSON is a file's name without its ending."""
+    return is_relative(value) and "/" not in value
+
+
+def _is_format(value):
+    return value == FORMAT
+
+
+def _is_hash(value):
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _are_counts(value):
+    return isinstance(value, dict) and all(fits(n, {str: is_number} if key in NESTED else is_number)
+                                           for key, n in value.items())
+
+
+def _is_size(value):
+    return isinstance(value, list) and len(value) == 2 and all(is_count(side) and side > 0 for side in value)
+
+
+def _is_window(value):
+    return is_box(value) and value[2] > 0 and value[3] > 0
+
+
+_BACKGROUND = {"source": str, "source_size": _is_size, "source_window": _is_window, "origin": is_count}
+_OBJECT = {**_BACKGROUND, "source_box": is_box, "box": is_box, "class": str}
+_RULES = {"plan": str, "crop_size": is_count, "object_size": is_count, "counts": _are_counts, "max_outside?": is_number}
+_CROPS = {"format": _is_format, "rules": [_RULES], "counts": _are_counts, "classes": {str: {"objects": is_count}},
+          "objects": {is_stem: _OBJECT}, "backgrounds": {is_stem: _BACKGROUND}}
+_IMAGE = {"file": str, "path": str, "origin": is_count, "hash": _is_hash, "boxes": [is_box], "upright": bool}
+_SOURCES = {"format": _is_format, "images": [_IMAGE]}
+_HEAD = {"plan": str, "objects": [is_stem], "backgrounds": [is_stem]}
+_DONE = {"file": str, "hash": _is_hash, "masks": {is_stem: str}}
+_FAILED = {"file": str, "problem": str, "example": str}
 
 
 # --- crops.json and sources.json ---
@@ -34,23 +76,27 @@ def read_index(dataroot, split: str) -> dict:
     UserError when a file is not of this form.
     """
     folder = Path(dataroot, split)
-    index = read_json(folder / "crops.json", EMPTY)
-    return {**index, **read_json(folder / "sources.json", {"format": FORMAT, "images": []})}
+    index = {**read_part(folder / "crops.json", _CROPS, EMPTY),
+             **read_part(folder / "sources.json", _SOURCES, {"format": FORMAT, "images": []})}
+    origins = (entry["origin"] for entry in (*index["objects"].values(), *index["backgrounds"].values()))
+    if any(origin >= len(index["rules"]) for origin in origins):
+        raise not_ours(folder / "crops.json", "rules for each origin")
+    return index
 
 
-def read_json(path: Path, empty: dict) -> dict:
-    """A JSON object with the keys, and the types under them, of `empty`, which stands for a file that is not there."""
+def read_part(path: Path, form: dict, empty: dict) -> dict:
+    """A JSON file of a form (see `images.fits`); a copy of `empty` where there is none. UserError if it is another."""
     if not path.exists():
         return copy.deepcopy(empty)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or any(
-            not isinstance(data.get(key), type(value)) for key, value in empty.items()):
-        raise UserError(f"{path} is not as prepare.py writes it, with {', '.join(empty)}: training can do with less, "
-                        "but to check or to append, prepare the data again in a new folder")
+    data = parse_json(path.read_bytes(), form) if path.is_file() else None
+    if data is None:
+        raise not_ours(path, ", ".join(empty))
     return data
+
+
+def not_ours(path, what) -> UserError:
+    return UserError(f"{path} is not as prepare.py writes it, with {what}: training can do with less, but to check or "
+                     "to append, prepare the data again in a new folder")
 
 
 def save_index(folder: Path, index: dict):
@@ -99,7 +145,7 @@ def make_stem(file: str, suffix, taken: set) -> str:
     Where the plain name is taken, a hash of the full name tells the two apart."""
     stem = PurePosixPath(file).stem + (f"_{suffix}" if suffix != "" else "")
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-") or "_"
-    digest = hashlib.sha256(f"{file}\n{suffix}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{file}\n{suffix}".encode("utf-8", "surrogatepass")).hexdigest()  # names of any bytes
     if len(stem) > 120:
         stem = f"{stem[:100]}_{digest[:16]}"
     plain, length = stem, 8
@@ -114,54 +160,84 @@ def own_files(dataroot) -> set:
     return {os.path.realpath(Path(dataroot, split, name)) for split in SPLITS for name in (*FOLDERS, "sheet.jpg")}
 
 
-def remove_crops(folder: Path, objects, backgrounds):
-    """Delete the files of crops by stem, and what interrupted writes of them left."""
-    for kind, stems in zip(FOLDERS, (objects, backgrounds, objects, objects), strict=True):
-        for stem in stems:
-            (folder / kind / f"{stem}.png").unlink(missing_ok=True)
-            (folder / kind / f".{stem}.png.part").unlink(missing_ok=True)
-
-
-# --- the journal: line 1 names the plan and its files to come, each further line an image that is done ---
-
-
-def open_journal(folder: Path, plan: str, jobs) -> dict:
-    """Make the folders; {file: line} of an interrupted run of the same plan, {} when there is none: then a new journal
-    is begun, and what a run of another plan left is removed."""
+def make_folders(folder: Path):
+    """Make the folders of a split. UserError where one leads out of its DATAROOT: files there would be replaced."""
     for name in FOLDERS:
+        if not is_below(f"{folder.name}/{name}", folder.parent):
+            raise UserError(f"{folder / name} is a link that leads out of {folder.parent}: remove it, or name another "
+                            "--out")
         (folder / name).mkdir(parents=True, exist_ok=True)
-    path = folder / JOURNAL
-    lines = read_journal(path)
+
+
+def remove_crops(folder: Path, crops: dict, index: dict):
+    """Delete the files of crops, and what interrupted writes of them left, but for what an index lists.
+
+    crops: {"objects": stems, "backgrounds": stems}.
+    """
+    make_folders(folder)
+    for name in FOLDERS:
+        kind = "backgrounds" if name == "backgrounds" else "objects"
+        for stem in crops[kind]:
+            if stem not in index[kind]:
+                (folder / name / f"{stem}.png").unlink(missing_ok=True)
+                (folder / name / f".{stem}.png.part").unlink(missing_ok=True)
+
+
+# --- the journal: line 1 names a plan and its files, each further line an image that is done. Plan "": to remove ---
+
+
+def open_journal(folder: Path, plan: str, jobs, index=EMPTY) -> dict:
+    """Make the folders; {file: line} of an interrupted run of the same plan, {} when there is none: then a new journal
+    is begun, and what a run of another plan left is removed, but for what `index` lists."""
+    make_folders(folder)
+    lines = read_journal(folder / JOURNAL)
     head = {"plan": plan, "objects": [p.stem for job in jobs for p in job.objects],
             "backgrounds": [p.stem for job in jobs for p in job.backgrounds]}
     done = {}
-    if lines and lines[0].get("plan") == plan:
+    if lines and lines[0]["plan"] == plan:
         wanted = {job.photo.file: job for job in jobs}
         done = {line["file"]: line for line in lines[1:]
-                if line.get("file") in wanted and is_cut(folder, wanted[line["file"]], line)}
+                if line["file"] in wanted and is_cut(folder, wanted[line["file"]], line)}
     elif lines:
-        remove_crops(folder, lines[0].get("objects", []), lines[0].get("backgrounds", []))
-    with written_whole(path) as file:
-        file.write("".join(json.dumps(line) + "\n" for line in [head, *done.values()]).encode())
+        remove_crops(folder, lines[0], index)
+    write_journal(folder, [head, *done.values()])
     return done
 
 
+def write_journal(folder: Path, lines):
+    with written_whole(folder / JOURNAL) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
 def read_journal(path: Path) -> list:
-    """The complete lines of a journal; a last line cut short by an interruption is left out."""
+    """The complete lines of a journal; a last line cut short by an interruption is left out. UserError where a line is
+    none of a journal."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+        for text in path.read_bytes().split(b"\n")[:-1] if path.is_file() else [b""]:
+            line = parse_json(text, lambda value: fits(value, _DONE) or fits(value, _FAILED) if lines
+                              else fits(value, _HEAD))
+            if line is None:
+                raise UserError(f"{path} is not as prepare.py writes it: prepare the data again in a new folder")
+            lines.append(line)
     return lines
 
 
-def drop_journal(folder: Path, plan: str):
-    """Delete the journal of a plan whose crops are listed; that of another source, interrupted, stays."""
+def plan_removal(folder: Path, crops: dict, index: dict):
+    """Note crops that are about to be taken off the list and deleted, so that an interruption is known. What a run of
+    another plan left is removed at once."""
+    make_folders(folder)
+    for head in read_journal(folder / JOURNAL)[:1]:
+        remove_crops(folder, head, index)
+    write_journal(folder, [{"plan": "", **crops}])
+
+
+def drop_journal(folder: Path, plan: str, index: dict):
+    """Delete the journal of a plan whose crops are listed, or of a removal, which is done; that of another source,
+    interrupted, stays."""
     lines = read_journal(folder / JOURNAL)
-    if lines and lines[0].get("plan") == plan:
+    if lines and lines[0]["plan"] in (plan, ""):
+        remove_crops(folder, lines[0], index)
         (folder / JOURNAL).unlink()
 
 

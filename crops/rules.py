@@ -281,4 +281,4 @@ def find_backgrounds(photos, sizes, rules: Rules):
 
 def name_hash(name: str, seed: int = 0) -> int:
     """A number below 2**63 that depends on nothing but its arguments."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1

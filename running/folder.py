@@ -6,7 +6,6 @@ import os
 import shutil
 
 from images import UserError, written_whole
-from running.checkpoint import save_checkpoint
 
 
 class Lock:
@@ -179,6 +178,8 @@ class Checkpoints:
 
     def save(self, state, name="latest.pt"):
         """Write `state`; OSError, in one line, if that fails, and then the one before it is still there."""
+        from running.checkpoint import save_checkpoint  # and so torch, which a lock does without
+
         path = os.path.join(self.folder, name)
         if name == "latest.pt" and self.keep and self.step and os.path.exists(path):
             self._set_aside(path)

@@ -154,11 +154,11 @@ def test_a_run_goes_on_where_it_cannot_write(run, tmp_path, monkeypatch):  # noq
             raise OSError(f"cannot write {path} (No space left on device): the one before it is kept")
         save_checkpoint(path, state)
 
-    monkeypatch.setattr(folder, "save_checkpoint", fail)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
     code, out = run(f"--name a {SMALL}")
     assert code == 0 and out.err.count("warning: cannot write") == len(failures) == 2  # best.pt and latest.pt
     assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "a" / "latest.pt"))
-    monkeypatch.setattr(folder, "save_checkpoint", lambda path, state: fail(path, {"step": 0}))
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda path, state: fail(path, {"step": 0}))
     code, out = run(f"--name c {SMALL}")
     assert code == 2 and "error: cannot write" in out.err  # the last one must be written
 

@@ -66,6 +66,7 @@ def boxes_of(photos):
         '{"images": [' + "[" * 100000,
         '{"images": [' + "9" * 6000 + "]}",
         '{"images": [tru]}',
+        '{"images": [], "annotations": []} x',
         b'{"images": ["\xff\xfe"]}',
     ],
 )
