@@ -21,7 +21,7 @@ from images import UserError
 from photos import edit, export, files, jobs
 from running import options
 from running.checkpoint import load_model
-from running.folder import Lock
+from running.folder import alone_in
 from running.options import names, number, numbers, whole
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
@@ -93,8 +93,7 @@ def edit_photographs(args):
     if args.command == "remove":
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
-    os.makedirs(args.out, exist_ok=True)
-    with Lock(args.out, "choose another --out"):
+    with alone_in(args.out, "choose another --out"):
         counts = work_through(args, todo, worker, failures)
     print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see {args.out}"
           + f"; {counts[False]} had their results already (--overwrite does them anew)" * bool(counts[False]))
@@ -119,8 +118,7 @@ def work_through(args, todo, worker, failures):
 def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
     model = load_model(options.checkpoint_path(args))
-    os.makedirs(args.out, exist_ok=True)
-    with Lock(args.out, "choose another --out"):
+    with alone_in(args.out, "choose another --out"):
         differences = export.export_model(model, args.out)
     for name, difference in differences.items():
         print(f"{os.path.join(args.out, name)}:", "written; onnxruntime, which would check it, is not installed"

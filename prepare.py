@@ -11,7 +11,7 @@ Further sources are appended to what DATAROOT holds. An interrupted command goes
 import dataclasses
 import os
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from crops.demo import make_demo
 from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
 from images import UserError, is_below, printable
-from running.folder import Lock
+from running.folder import alone_in
 from running.options import add_command, add_gpu, command, make_parser, names, number, pick_device, whole
 
 # --- options ---
@@ -278,24 +278,9 @@ def run_check(args):
     print(verdict(remarks))
 
 
-@contextmanager
-def alone_in(folder):
-    """Keeps a second command out of DATAROOT meanwhile, and leaves nothing there that the command did not write."""
-    is_new = not os.path.exists(folder)
-    os.makedirs(folder, exist_ok=True)
-    lock = Lock(folder, "name another --out")
-    try:
-        yield
-    finally:
-        os.remove(lock.file.name)
-        lock.release()
-        if is_new and not os.listdir(folder):
-            os.rmdir(folder)
-
-
 def run(argv):
     args = parse_args(argv)
-    with alone_in(args.out) if "out" in args else nullcontext():
+    with alone_in(args.out, "name another --out") if "out" in args else nullcontext():
         args.run(args)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import contextmanager
 
 from images import UserError, written_whole
 
@@ -56,6 +57,22 @@ def refuse_link(path):
 
 def _not_through_links(path, flags):
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+@contextmanager
+def alone_in(folder, remedy):
+    """Keeps a second command out of `folder`, which is made if absent, meanwhile; no lock stays there, and no folder
+    that was made for nothing. As `Lock`."""
+    is_new = not os.path.exists(folder)
+    os.makedirs(folder, exist_ok=True)
+    lock = Lock(folder, remedy)
+    try:
+        yield
+    finally:
+        os.remove(lock.file.name)
+        lock.release()
+        if is_new and not os.listdir(folder):
+            os.rmdir(folder)
 
 
 def _lock(file):

@@ -253,7 +253,7 @@ def test_every_network_runs_once(run, monkeypatch):
     model, read = methods.load("seigan").Model, Image.open
     made = model.pictures
     monkeypatch.setattr(model, "pictures", lambda self, x, *a: calls.append(len(x)) or made(self, x, *a))
-    monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(str(path)) or read(path, *a))
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(str(path)) or read(path, *a, **k))
     for options in ((), ("--no_images",)):
         _, folder, _ = run("seigan", "--batch_size", 4, "--threads", 1, *options)
         assert sorted(calls) == [3, 4] and not [path for path in opened if str(folder) in path]

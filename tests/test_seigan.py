@@ -442,8 +442,8 @@ def test_one_batch_is_learned_and_the_mask_does_not_collapse():
     x, y = torch.full((4, 3, 16, 16), -0.5), torch.full((4, 3, 16, 16), -0.5)
     x[:, :, 4:12, 4:12] = 0.7
     logs = [trainer.train_step(batch_of(x, y)) for _ in range(150)]
-    for term in ("obj_mae", "bg_mae"):  # over 20 steps: single ones jump, and differ with the number of threads
-        assert sum(log[term] for log in logs[-20:]) / 20 < 0.7 * logs[0][term]
+    for term in ("obj_mae", "bg_mae"):  # over 60 steps: single ones jump, and differ with the number of threads
+        assert sum(log[term] for log in logs[-60:]) / 60 < 0.7 * logs[0][term]
     assert 0.05 < logs[-1]["mask_area"] < 0.6
 
 
