@@ -1,4 +1,7 @@
-"""Files of others that come in: annotations, a DATAROOT, images. They choose no path, hang nothing, control nothing."""
+"""Files of others that come in: annotations, a DATAROOT, images. They choose no path, hang nothing, control nothing.
+
+Long, since every door meets the same files, which the helpers at the top write.
+"""
 import json
 import os
 import resource
@@ -362,7 +365,8 @@ def test_pipes_are_no_images(source, tmp_path, capsys):
     for code in ("import prepare; prepare.run(['folder', '--objects', r'{images}', '--backgrounds', r'{images}', "
                  "'--out', r'{out}2', '--num_workers', '0'])",
                  "import prepare; prepare.run(['check', r'{out}', '--num_workers', '0'])",
-                 "from data import *; list(batches(UnpairedCrops(Crops(r'{out}', 'train', 9)), StepSampler(0, 9, 1)))"):
+                 "from data import Crops, StepSampler, UnpairedCrops, batches; crops = Crops(r'{out}', 'train', 9); "
+                 "list(batches(UnpairedCrops(crops), StepSampler(0, 9, 1)))"):
         code = code.format(images=source.parent, out=out)
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert "no regular file" in (done.stderr + done.stdout if "folder" not in code else done.stdout), done.stderr
