@@ -17,7 +17,7 @@ import time
 from tqdm import tqdm
 
 from crops.detector import load_detector
-from images import UserError
+from images import UserError, printable
 from photos import edit, export, files, jobs
 from running import options
 from running.checkpoint import load_model
@@ -98,7 +98,7 @@ def edit_photographs(args):
     print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see {args.out}"
           + f"; {counts[False]} had their results already (--overwrite does them anew)" * bool(counts[False]))
     if failures:
-        print(f"photo.py: {len(failures)} failed:", *map(options.one_line, failures), sep="\n  ", file=sys.stderr)
+        print(f"photo.py: {len(failures)} failed:", *map(printable, failures), sep="\n  ", file=sys.stderr)
     return 1 if failures else 0
 
 

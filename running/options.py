@@ -15,7 +15,7 @@ import re
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from images import UserError
+from images import UserError, printable
 
 # what a terminal obeys in place of showing it, and what is no text; "\x1b[A", tqdm's way up a line, passes
 UNPRINTABLE = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
@@ -217,9 +217,5 @@ def _command(prog, run, argv, stopped):
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
-    print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
+    print(f"{prog}: error: {printable(message)}", file=sys.stderr)
     return 2
-
-
-def one_line(message):
-    return str(message).replace("\n", "\\n").replace("\r", "\\r")
