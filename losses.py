@@ -1,6 +1,6 @@
 """The losses of SEIGAN, one pure function per equation (§3.1-3.4), and what a training step does with them.
 
-In this order: the coarse paste and the losses; what discriminators see (augmentation, the pool for experience replay);
+In this order: the coarse paste and the losses; other views of images; the pool for experience replay;
 the update of an optimiser; figures that show a collapsed mask. Losses are scalar tensors, every reduction is a mean.
 Weights (the λs) belong to the caller. This file needs torch only and can be copied out alone.
 """
@@ -123,28 +123,33 @@ def cross_entropy(m, mask):
         return F.binary_cross_entropy(m, mask, known, reduction="sum") / known.sum().clamp(min=1)
 
 
-# --- what discriminators see: augmentation, experience replay (§3.4) ---
+# --- other views of an image, experience replay (§3.4) ---
 
 
-def augment(images, rng=None):
-    """Differentiable augmentation of what a discriminator sees, real or fake (Zhao et al., arXiv 2006.10738).
+def recolour(images, rng=None):
+    """Each image in a brightness, saturation and contrast of its own (as Zhao et al., arXiv 2006.10738, draw them).
 
-    Each image has its own brightness, saturation, contrast, and shift by up to an eighth of its sides.
     images: (N, 3, H, W) in [-1, 1] -> (N, 3, H, W), a little beyond [-1, 1]; rng: torch.Generator on their device.
     """
-    n, _, height, width = images.shape
-    draw = torch.rand((5, n, 1, 1, 1), generator=rng, device=images.device, dtype=images.dtype)
+    draw = torch.rand((3, len(images), 1, 1, 1), generator=rng, device=images.device, dtype=images.dtype)
     images = images + draw[0] - 0.5
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * 2 * draw[1]
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * (0.5 + draw[2])
+    return mean + (images - mean) * (0.5 + draw[2])
 
+
+def augment(images, rng=None):
+    """Differentiable augmentation of what a discriminator sees, real or fake (Zhao et al., arXiv 2006.10738): images
+    as `recolour` makes them, each shifted by up to an eighth of its sides. Arguments as there."""
+    images = recolour(images, rng)
+    n, channels, height, width = images.shape
+    draw = torch.rand((2, n, 1, 1, 1), generator=rng, device=images.device, dtype=images.dtype)
     down, right = height // 8, width // 8
     padded = F.pad(images, (right, right, down, down))  # 0 is mid-grey
-    rows = (draw[3] * (2 * down + 1)).long() + torch.arange(height, device=images.device).view(-1, 1)
-    cols = (draw[4] * (2 * right + 1)).long() + torch.arange(width, device=images.device)
-    image, channel = (torch.arange(k, device=images.device) for k in images.shape[:2])
+    rows = (draw[0] * (2 * down + 1)).long() + torch.arange(height, device=images.device).view(-1, 1)
+    cols = (draw[1] * (2 * right + 1)).long() + torch.arange(width, device=images.device)
+    image, channel = (torch.arange(k, device=images.device) for k in (n, channels))
     return padded[image.view(-1, 1, 1, 1), channel.view(-1, 1, 1), rows, cols]
 
 
@@ -200,6 +205,14 @@ class ReplayPool:
             self.images = images.new_empty((self.size, *images.shape[1:]))
             self.images[: self.count] = images
         self.rng.set_state(state["rng"].cpu())
+
+
+def restore(rng, state, step):
+    """Set a torch.Generator to a saved state; where that is of another kind of device, to a new stream for `step`."""
+    if state.numel() == rng.get_state().numel():
+        rng.set_state(state)
+    else:
+        rng.manual_seed(rng.initial_seed() + step)
 
 
 # --- an update ---

@@ -20,8 +20,8 @@ import networks
 # λ1..λ11 (§3.4) under the names of their terms.
 # Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
 LAMBDAS = {
-    "inp": 0.3,  # λ1, l_inp_GAN
-    "inp2": 0.3,  # λ2, l_inp2_GAN
+    "inp": 0.1,  # λ1, l_inp_GAN
+    "inp2": 0.1,  # λ2, l_inp2_GAN
     "bg_texture": 0.0,  # λ3, l_bg_texture
     "bg_perc": 0.0,  # λ4, l_bg_perc
     "bg_mae": 5.0,  # λ5, l_bg_MAE
@@ -31,14 +31,14 @@ LAMBDAS = {
     "enh": 3.0,  # λ9, l_enh_GAN
     "id_obj": 1.0,  # λ10, l_obj_id
     "id_bg": 3.0,  # λ11, l_bg_id
-    "teach": 10.0,  # Deviation: ours, what the box teacher (crf.py) says of m
+    "teach": 10.0,  # Deviation: ours, what the box teacher (crf.py) says of m, x seen in other colours
     "fill": 15.0,  # Deviation: ours, a hole cut out of y and filled by G_inp's first U-Net, against y
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
 NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
-# Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
 NEEDS = ("backgrounds",)
+# Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
 OPTIONS = {
     "ngf": (64, 1, "channels of the generators' first layers"),
     "ndf": (64, 1, "channels of the discriminators' first layers"),
@@ -166,11 +166,10 @@ class SEIGAN(nn.Module):
 
     # --- losses ---
 
-    def generator_losses(self, x, y, s, look=nn.Identity(), label=None):  # noqa: B008 - it has no state
+    def generator_losses(self, x, y, s, look=nn.Identity()):  # noqa: B008 - it has no state
         """The terms of the generators' loss (§3.4), unweighted: {term: scalar tensor} for every λ that is not 0.
 
-        x, y: (N, 3, H, W) in [-1, 1]; s: their `Swap`; look: what is done to images before a discriminator sees them;
-        label: masks that teach m, (N, 1, H, W) in [0, 1], 1 = object, or None.
+        x, y: (N, 3, H, W) in [-1, 1]; s: their `Swap`; look: what is done to images before a discriminator sees them.
         """
         d_z, d_y_hat = self.D_obj(look(torch.cat([s.z, s.y_hat]))).chunk(2)
         d_x_hat, d_y_hat2 = self.D_bg(look(torch.cat([s.x_hat, s.y_hat2]))).chunk(2)
@@ -185,8 +184,6 @@ class SEIGAN(nn.Module):
             "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
             "fill": losses.hole_mae(s.y_coarse, y, s.hole),
         }
-        if label is not None:
-            terms["teach"] = losses.cross_entropy(s.m, label)
         if self.vgg:
             terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2))
         return {k: v for k, v in terms.items() if self.lambdas[k]}
@@ -287,10 +284,9 @@ class Trainer:
 
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
-        lr, beta1, lr_seg, pool_size: see running/options.py and `OPTIONS`.
+        lr, beta1, lr_seg, pool_size: see running/options.py and `OPTIONS`; seed: of noise, augmentation and pools.
         ema: mean age of the averaged generators' weights, as a share of the steps so far, up to 0.5; 0 = no average.
         diffaug: whether discriminators see images through `losses.augment`.
-        seed: of the noise, the augmentation and the pools.
         amp: whether convolutions run in bfloat16; weights, masks, images and losses stay in float32.
         share: called with the parameters after each backward pass, to average gradients over processes.
         teacher (an attribute): (x, box, mask or None) -> labels for m, `crf.teach` for one; None = no teacher.
@@ -300,8 +296,8 @@ class Trainer:
                  share=lambda parameters: None):
         if not 0 <= ema <= 0.5:
             raise ValueError(f"ema must be from 0 to 0.5, got {ema}")
-        self.model, self.ema, self.diffaug, self.amp, self.share, self.step = model, ema, diffaug, amp, share, 0
-        self.teacher = None
+        self.model, self.ema, self.diffaug, self.amp, self.share = model, ema, diffaug, amp, share
+        self.step, self.teacher = 0, None
         generators, self.discriminators = (nn.ModuleList(model.networks(names).values()) for names in
                                       (model.GENERATORS, model.DISCRIMINATORS))
         # Deviation: G_seg has a rate of its own.
@@ -316,21 +312,19 @@ class Trainer:
     def train_step(self, batch, lr_factor=1.0):
         """One update of the generators, then one of the discriminators (§3.4).
 
-        batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: the schedule's
-        value at this step. Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj" and "D_bg",
-        the figures of `losses.mask_figures`, and "skipped": 1 if a gradient was not finite, and not applied, else 0.
+        batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: on all rates.
+        Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj", "D_bg", `losses.mask_figures`,
+        and "skipped": 1 if a gradient was not finite, and not applied, else 0.
         """
         x, y, box, model = batch["x"], batch["y"], batch["box"], self.model
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):
             group["lr"] = group["initial_lr"] * lr_factor
 
-        label = self.label(x, box)
-
         # generators: the discriminators only pass gradients on
         self.discriminators.requires_grad_(False)
         with self.autocast():
             s = model.swap(x, y, box, self.rng)
-            terms = model.generator_losses(x, y, s, self.look, label)
+            terms = model.generator_losses(x, y, s, self.look) | self.taught(x, box)
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         applied = losses.update(self.opt_G, total, self.share)
 
@@ -348,12 +342,16 @@ class Trainer:
         log = terms | {"total": total} | d_terms | losses.mask_figures(s.m, model.allowed(box, s.m))
         return {k: v.detach() for k, v in log.items()} | {"skipped": total.new_tensor(float(not applied))}
 
+    def taught(self, x, box):
+        """{"teach": masks against the teacher's, of x in other colours, lest its mistakes are learned by heart}."""
+        if not self.teacher or not self.model.lambdas["teach"]:
+            return {}
+        m = self.model.mask(losses.recolour(x, self.rng), self.model.boxes(box, len(x)))
+        return {"teach": losses.cross_entropy(m, self.label(x, box))}
+
     def label(self, x, box):
         """The box teacher's masks: at first of the box alone, from step 100 on of what the averaged G_seg says."""
-        if not self.teacher or not self.model.lambdas["teach"]:
-            return None
-        with self.autocast():
-            return self.teacher(x, box, self.averaged.segment(x, box) if self.step >= 100 else None)
+        return self.teacher(x, box, self.averaged.segment(x, box) if self.step >= 100 else None)
 
     def autocast(self):
         return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)
@@ -384,10 +382,7 @@ class Trainer:
         self.opt_D.load_state_dict(state["opt_D"])
         for name, pool in self.pools.items():
             pool.load_state_dict(state["pools"][name], device=self.model.box.device)
-        if state["rng"].numel() == self.rng.get_state().numel():
-            self.rng.set_state(state["rng"])
-        else:  # saved on another kind of device, whose generator differs: a new stream, the same each time
-            self.rng.manual_seed(self.rng.initial_seed() + self.step)
+        losses.restore(self.rng, state["rng"], self.step)
 
 
 # --- from options to a trainer: the protocol of running/methods.py ---
@@ -395,8 +390,7 @@ class Trainer:
 
 def problem(args):
     """What contradicts itself in the options, in one line; None if nothing does."""
-    terms = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}
-    n_layers = args.n_layers_D or depth(args.size)
+    terms, n_layers = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}, args.n_layers_D or depth(args.size)
     if args.size < 3 * 2**n_layers:
         return f"--size {args.size} is too small for --n_layers_D {n_layers}, which needs {3 * 2**n_layers} px"
     if not terms:

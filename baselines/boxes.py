@@ -25,7 +25,8 @@ class Trainer(supervised.Trainer):
     label = seigan.Trainer.label
 
     def target(self, batch):
-        return self.label(batch["x"], batch["box"])
+        with self.autocast():
+            return self.label(batch["x"], batch["box"])
 
 
 def build(args, crops, device, rank=0):

@@ -33,7 +33,7 @@ class NoCycle(SEIGAN):
         noise = torch.randn((len(x), 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
         return Swap(m, z, self.G_enh(z, noise))
 
-    def generator_losses(self, x, y, s, look, label=None):
+    def generator_losses(self, x, y, s, look):
         """(1 - D_obj(z))² and (1 - D_obj(y_hat))²: l_coarse and l_enh, unweighted, where their λ is not 0."""
         d_z, d_y_hat = self.D_obj(look(torch.cat([s.z, s.y_hat]))).chunk(2)
         terms = {"coarse": losses.gan_generator(d_z), "enh": losses.gan_generator(d_y_hat)}

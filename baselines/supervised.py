@@ -36,10 +36,11 @@ Model = Supervised
 class Trainer:
     """Adam on the binary cross-entropy of masks, with an averaged G_seg. Arguments as for `seigan.Trainer`."""
 
-    def __init__(self, model, lr, beta1=0.5, ema=0.2, amp=False, share=lambda parameters: None):
+    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None):
         self.model, self.ema, self.amp, self.share, self.step = model, ema, amp, share, 0
         self.opt_G = losses.adam({model.G_seg: lr}, beta1)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
+        self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
 
     def train_step(self, batch, lr_factor=1.0):
         """One update. batch: "x" (N, 3, H, W) in [-1, 1], "box" (N, 4), "mask" as of `data.load_mask`, 1 = object.
@@ -51,7 +52,7 @@ class Trainer:
         model = self.model
         target = self.target(batch)
         with self.autocast():
-            m = model.mask(batch["x"], batch["box"])
+            m = model.mask(losses.recolour(batch["x"], self.rng), batch["box"])  # as SEIGAN's teacher has it
         bce = losses.cross_entropy(m, target)
         applied = losses.update(self.opt_G, bce, self.share)
         self.step += 1
@@ -70,7 +71,7 @@ class Trainer:
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""
         return {"step": self.step, "networks": self.model.state(), "opt_G": self.opt_G.state_dict(),
-                "averaged": self.averaged.state() if self.ema else {}}
+                "averaged": self.averaged.state() if self.ema else {}, "rng": self.rng.get_state()}
 
     def load_state_dict(self, state):
         """Restore what `state_dict` gave, onto the model's device."""
@@ -79,6 +80,7 @@ class Trainer:
         if self.ema:
             self.averaged.load_networks(state["averaged"])
         self.opt_G.load_state_dict(state["opt_G"])
+        losses.restore(self.rng, state["rng"], self.step)
 
 
 def problem(args):
@@ -87,4 +89,5 @@ def problem(args):
 
 def build(args, crops, device, rank=0, model=Supervised, trainer=Trainer):
     """The trainer of a new model, of the classes given; arguments as in running/methods.py."""
-    return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema, args.amp)
+    return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema,
+                   args.seed + 1_000_000 * rank, args.amp)

@@ -26,8 +26,8 @@ def literal_swap(model, x, y, rng, box):
                 x_id=model.G_enh(x, e_x), y_id=y_id, y_coarse=y_coarse, hole=hole)
 
 
-def literal_terms(model, x, y, s, seen=None, label=None):
-    """The terms whose λ is not 0, each written out alone.
+def literal_terms(model, x, y, s, seen=None):
+    """The terms whose λ is not 0, each written out alone, but for the box teacher's.
 
     s: of `literal_swap`; seen: of its images, those that the discriminators see otherwise than they are.
     """
@@ -52,13 +52,9 @@ def literal_terms(model, x, y, s, seen=None, label=None):
         "enh": lambda: ((1 - model.D_obj(d["y_hat"])) ** 2).mean(),
         "id_obj": lambda: (s["x_id"] - x).abs().mean(),
         "id_bg": lambda: (s["y_id"] - y).abs().mean(),
-        # logarithms no lower than -100: m is 0 outside the box
-        "teach": lambda: -(label * s["m"].log().clamp(min=-100)
-                           + (1 - label) * (1 - s["m"]).log().clamp(min=-100)).mean(),
         "fill": lambda: ((y - s["y_coarse"]).abs() * s["hole"]).mean(),
     }
-    return {name: term() for name, term in terms.items()
-            if model.lambdas[name] and (name != "teach" or label is not None)}
+    return {name: term() for name, term in terms.items() if model.lambdas[name]}
 
 
 class LiteralTrainer:

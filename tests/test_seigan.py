@@ -122,11 +122,10 @@ def test_generator_terms_equal_the_paper(vgg19_state):
     model = tiny(vgg_state=vgg19_state).double()
     x, y = images(dtype=torch.double)
     s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
-    label = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.double)
-    terms = model.generator_losses(x, y, s, label=label)
+    terms = model.generator_losses(x, y, s)
     swap = literal_swap(model, x, y, torch.Generator().manual_seed(5), BOX)
-    expected = literal_terms(model, x, y, swap, label=label)
-    assert list(LAMBDAS) == list(expected) and set(terms) == set(expected)
+    expected = literal_terms(model, x, y, swap)
+    assert [k for k in LAMBDAS if k != "teach"] == list(expected) and set(terms) == set(expected)
     for name in expected:
         assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-5), name
 
@@ -165,8 +164,9 @@ OWNERS = {
 def test_which_networks_a_term_moves(term, vgg19_state):
     model = tiny(vgg_state=vgg19_state)
     x, y = images()
-    label = (x[:, :1] > 0).float()
-    terms = model.generator_losses(x, y, model.swap(x, y, rng=torch.Generator().manual_seed(5)), label=label)
+    trainer, box = trainer_of(model), torch.tensor([BOX] * 2)
+    trainer.teacher = crf.teach
+    terms = model.generator_losses(x, y, model.swap(x, y, box, trainer.rng)) | trainer.taught(x, box)
     model.zero_grad()
     terms[term].backward()
     moved = {name for name in SEIGAN.GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
@@ -348,7 +348,7 @@ def test_no_average():
 def test_supervised_loss_is_cross_entropy_where_the_truth_is_known():
     model, x = tiny(method="supervised"), images()[0]
     mask = torch.rand(2, 1, 16, 16).round()
-    m = model.segment(x)
+    m = model.segment(losses.recolour(x, torch.Generator().manual_seed(0)))
     expected = F.binary_cross_entropy(m, mask).item()
     assert trainer_of(model).train_step(batch_of(x, x, mask=mask))["bce"].item() == pytest.approx(expected)
     mask[:, :, :8] = 0.5  # void
@@ -615,6 +615,20 @@ def test_the_teacher_is_asked_of_the_box_first_then_of_the_average_and_moves_g_s
     after = trainer.model.state()
     moved = {k for k in before if not k.startswith("D_") and not equal(before[k], after[k])}
     assert moved == {"G_seg"}
+
+
+def test_the_teacher_s_term_is_the_cross_entropy_of_masks_of_x_in_other_colours():
+    trainer, x, box = Trainer(tiny().double()), images(dtype=torch.double)[0], torch.tensor([BOX] * 2)
+    label = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.double)
+    trainer.teacher = lambda x, box, m: label
+    rng = torch.Generator()
+    rng.set_state(trainer.rng.get_state())
+    term = trainer.taught(x, box)["teach"]
+    m = trainer.model.G_seg(losses.recolour(x, rng)) * box_mask(box, 16, 16, 1.1).double()
+    expected = -(label * m.log().clamp(min=-100) + (1 - label) * (1 - m).log().clamp(min=-100)).mean()  # 0 outside
+    assert term.item() == pytest.approx(expected.item(), rel=1e-6)
+    as_it_is = losses.cross_entropy(trainer.model.mask(x, box), label)
+    assert term.item() != pytest.approx(as_it_is.item(), rel=1e-5)
 
 
 def test_method_boxes_learns_what_the_teacher_says_and_nothing_else():
