@@ -132,9 +132,9 @@ class Crops:
             return torch.tensor([0.0, 0.0, 1.0, 1.0])
         return torch.tensor(record["box"], dtype=torch.float32) / self.rules[record.get("origin", 0)]["crop_size"]
 
-    def object(self, stem):
-        """x of `stem`, (3, size, size) in [-1, 1]."""
-        return load_image(self.objects[stem], self.size)
+    def object(self, stem, scale=1):
+        """x of `stem`, (3, S, S) in [-1, 1], S = scale * size."""
+        return load_image(self.objects[stem], scale * self.size)
 
     def background(self, stem):
         """y of `stem`, (3, size, size) in [-1, 1]."""

@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import crf
 from data import by_stem, to_pixels
 from evaluation import image_scores, mask_scores
 from images import OBJECT, UserError, open_mask
-from networks import box_mask
+from networks import box_mask, fixed_noise
 
-FILLS = ("G_inp", "diffusion", "mean_colour")
+FILLS = ("G_inp", "G_inp_first", "diffusion", "mean_colour")  # "first": of G_inp's two U-Nets
 MEASURES = {"psnr": image_scores.psnr, "ssim": image_scores.ssim, "mae": image_scores.mae}
 # what is made, and the real crops that it is compared with
-FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y", "G_inp": "y", "diffusion": "y"}
+FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y", "G_inp": "y", "G_inp_first": "y", "diffusion": "y"}
 MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area")
 REFINED = {name: f"{name}_refined" for name in MASKS}  # of the masks after `crf.refine_box`
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -107,8 +108,10 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     columns |= enhancement(model, x, made, seed) | {
         f"{fill}_{name}": score(image, y, hole) for fill, image in fills.items() for name, score in MEASURES.items()}
     columns = {name: values.double().tolist() for name, values in columns.items()}
-    masks = {"mask": made["mask"]} | from_colours(model, x, made["mask"], box)
-    images = {"x": x} | ({} if y is None else {"y": y}) | {k: masks[k] for k in ("mask", "refined")} | made
+    finer = torch.stack([crops.object(stem, scale=2) for stem in stems]).to(device)
+    masks = {"mask": made["mask"]} | from_colours(model, x, finer, made["mask"], box)
+    images = {"x": x} | ({} if y is None else {"y": y}) | {"mask": made["mask"],
+              "refined": F.avg_pool2d(masks["refined"], 2)} | made
     features = {}
     if feature_net:
         features = {k: feature_net(v).cpu().numpy() for k, v in (images | fills).items() if k in {"x", "y", *FRECHET}}
@@ -126,10 +129,11 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     return records
 
 
-def from_colours(model, x, m, box):
-    """Masks (N, 1, S, S) that a colour CRF draws: "refined", of the model's masks m, and "crf", of the boxes alone."""
+def from_colours(model, x, finer, m, box):
+    """Masks that a colour CRF draws: "refined" (N, 1, 2S, 2S), of the model's masks m and x twice as fine, and "crf"
+    (N, 1, S, S), of the boxes alone."""
     bias = getattr(model, "crf_bias", 0.0)
-    return {"refined": crf.refine_box(x, m, box, bias), "crf": crf.teach(x, box, bias=bias)}
+    return {"refined": crf.refine_box(finer, m, box, bias), "crf": crf.teach(x, box, bias=bias)}
 
 
 def enhancement(model, x, made, seed=0):
@@ -144,9 +148,10 @@ def enhancement(model, x, made, seed=0):
 
 def refill(model, y, hole, seed=0):
     """{fill of FILLS: y (N, 3, S, S) with the holes (N, 1, S, S) refilled}; {} without y or G_inp."""
-    if y is None or not getattr(model, "inpaint", None):
+    if y is None or not hasattr(model, "G_inp"):
         return {}
-    return {"G_inp": model.inpaint(y, hole, seed) * hole + y * (1 - hole),
+    x_hat, first = model.G_inp((1 - hole) * y, hole, fixed_noise(y, seed))
+    return {"G_inp": x_hat * hole + y * (1 - hole), "G_inp_first": first * hole + y * (1 - hole),
             "diffusion": image_scores.fill_diffusion(y, hole), "mean_colour": image_scores.fill_mean(y, hole)}
 
 
@@ -158,7 +163,7 @@ def hole_in(crops, stem, mask):
 
 
 def score_mask(crops, stem, masks, fixed):
-    """The figures of `stem`'s masks {"mask", "refined", "crf": (S, S) in [0, 1]}, as far as the truth is known."""
+    """The figures of `stem`'s masks {"mask", "refined", "crf": (H, W) in [0, 1]}, as far as the truth is known."""
     truth = read_truth(crops, stem)
     if truth is None:
         return {"mask_area": float((masks["mask"] >= 0.5).mean()),

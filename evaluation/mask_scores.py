@@ -142,10 +142,10 @@ def score(mask, truth, box=None, **others):
     those of a refined mask.
 
     mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
-    crop; others: what there is of refined, mean_mask and crf, like `mask`. A baseline that is not there is NaN.
+    crop; others: what there is of refined, mean_mask and crf, of any size. A baseline that is not there is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    found = dict(zip(("", *others), resample(np.stack([mask, *others.values()]), truth) >= 0.5, strict=True))
+    found = {name: resample(one, truth) >= 0.5 for name, one in {"": mask, **others}.items()}
     found["full_mask"] = scored
     if box is not None:  # pixels centred in it
         (u, v), (left, top, width, height) = truth.centres, box

@@ -16,7 +16,8 @@ A method is a module, with no base class:
                                 what it makes of (N, 3, H, W) x and y (None where the data have no backgrounds):
                                 "mask" and whatever else is worth showing, in the order of the page
         scores(pictures) -> {name: (N,)}            where it has discriminators
-        enhance(z, seed), inpaint(x, m, seed)       where it can; photo.py and the figures of fills use them
+        enhance(z, seed), inpaint(x, m, seed)       where it can; photo.py uses them
+        G_inp                   where it has one, a `networks.InpaintingNet`; the figures of fills use it
         from_state(state)       class method: the model of a checkpoint, ready for inference
         crf_bias                that of the run, for `crf.refine_box`; running/checkpoint.py sets it
                                 A member that a model does not have is None or absent.

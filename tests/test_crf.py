@@ -131,10 +131,13 @@ def test_a_models_masks_are_refined_inside_the_exact_box():
     box = torch.tensor([[10 / 48, 6 / 48, 30 / 48, 27 / 48]])
     rough = torch.nn.functional.avg_pool2d(disc, 9, 1, 4).roll((3, -2), (2, 3))
     found = crf.refine_box(image, rough, box, 0.5)
-    assert torch.equal(found, crf.refine(image, rough, crf.box_inside(box, 48, 48), bias=0.5))
+    assert torch.equal(found, crf.refine(image, rough, crf.box_inside(box, 48, 48), bias=0.5, **crf.FROM_MODEL))
     assert ((found >= 0.5) == (disc == 1)).float().mean() > 0.99 > ((rough >= 0.5) == (disc == 1)).float().mean()
     everywhere = crf.refine_box(image, rough, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
-    assert torch.equal(everywhere, crf.refine(image, rough, torch.ones_like(rough)))
+    assert torch.equal(everywhere, crf.refine(image, rough, torch.ones_like(rough), **crf.FROM_MODEL))
+    coarse = torch.nn.functional.avg_pool2d(rough, 2)
+    finer = crf.refine_box(image, coarse, box, 0.5)
+    assert finer.shape == image[:, :1].shape and ((finer >= 0.5) == (disc == 1)).float().mean() > 0.99
 
 
 def test_a_refined_mask_of_another_size_is_refused_image_by_image():
@@ -143,7 +146,7 @@ def test_a_refined_mask_of_another_size_is_refused_image_by_image():
     image, disc, box = image.expand(4, -1, -1, -1), disc.repeat(4, 1, 1, 1), torch.tensor([[0.1, 0.1, 0.8, 0.8]] * 4)
     bias = torch.tensor([-30.0, 30.0, 0.0, 30.0]).view(4, 1, 1, 1)
     disc[3] = 0
-    free = crf.refine(image, disc, crf.box_inside(box, 48, 48), bias=bias)
+    free = crf.refine(image, disc, crf.box_inside(box, 48, 48), bias=bias, **crf.FROM_MODEL)
     areas = [(m >= 0.5).sum((1, 2, 3)) for m in (disc, free)]
     assert areas[1][0] < areas[0][0] / 2 and areas[1][1] > 2 * areas[0][1] and areas[1][3] > 0
     found = crf.refine_box(image, disc, box, bias)

@@ -157,11 +157,11 @@ def test_pictures_and_scores_are_those_of_the_model(run, checkpoints, dataroot):
     assert float(row["G_inp_mae"]) == pytest.approx(expected.item(), abs=1e-4)
 
 
-def by_hand(checkpoints, dataroot, stem, inside, bias):
-    """The refined mask of one object and the CRF's from its box alone, (32, 32) each."""
+def by_hand(checkpoints, dataroot, stem, bias):
+    """The refined mask (64, 64) of one object, drawn at twice the model's size, and the CRF's from its box alone."""
     model, crops = load_model(checkpoints / "seigan" / "latest.pt"), Crops(dataroot, "test", 32)
-    x, box = crops.object(stem)[None], crops.box(stem)[None]
-    refined = crf.refine(x, model.segment(x, box), inside, bias=bias)
+    x, box, finer = crops.object(stem)[None], crops.box(stem)[None], Crops(dataroot, "test", 64).object(stem)[None]
+    refined = crf.refine_box(finer, model.segment(x, box), box, bias)
     return [mask[0, 0].numpy() for mask in (refined, crf.teach(x, box, bias=bias))]
 
 
@@ -174,11 +174,10 @@ def test_refined_masks_are_those_of_the_crf_with_the_runs_bias(run, checkpoints,
     state["options"]["crf_bias"] = 1.0
     save_checkpoint(path, state)
     code, folder, _ = run("seigan", "--checkpoints_dir", tmp_path / "runs", "--batch_size", 3)
-    inside = crf.box_inside(crops.box("00003")[None], 32, 32)
-    masks = by_hand(checkpoints, dataroot, "00003", inside, 1.0)
-    assert np.abs(masks[0] - by_hand(checkpoints, dataroot, "00003", inside, 0.0)[0]).max() > 0.1, "the bias matters"
+    masks = by_hand(checkpoints, dataroot, "00003", 1.0)
+    assert np.abs(masks[0] - by_hand(checkpoints, dataroot, "00003", 0.0)[0]).max() > 0.1, "the bias matters"
     written = np.asarray(Image.open(folder / "refined" / "00003.png"))
-    assert code == 0 and np.abs(written / 255 - masks[0]).max() < 0.01
+    assert code == 0 and np.abs(written / 255 - masks[0].reshape(32, 2, 32, 2).mean((1, 3))).max() < 0.01
     truth, row = np.asarray(Image.open(crops.masks["00003"])) > 128, rows_of(folder)[3]
     for name, mask in zip(("iou_refined", "crf"), masks, strict=True):
         p = F.interpolate(torch.from_numpy(mask)[None, None], (64, 64), mode="bilinear")[0, 0].numpy() >= 0.5
@@ -402,7 +401,8 @@ def test_an_unknown_box_is_the_whole_crop_everywhere(run, copy, checkpoints, tmp
     assert rows[0]["box_mask"] == "" and 0 < float(rows[2]["box_mask"]) < 1 and rows[0]["iou"]
     assert rows[0]["crf"] == "" and 0 < float(rows[2]["crf"]) <= 1 and rows[0]["iou_refined"]
     refined = np.asarray(Image.open(tmp_path / "seigan" / "refined" / "00000.png"))
-    assert np.abs(refined / 255 - by_hand(checkpoints, copy, "00000", torch.ones(1, 1, 32, 32), 0.0)[0]).max() < 0.01
+    expected = by_hand(checkpoints, copy, "00000", 0.0)[0].reshape(32, 2, 32, 2).mean((1, 3))
+    assert np.abs(refined / 255 - expected).max() < 0.01
     assert rows[0]["G_inp_psnr"] and not rows[1]["G_inp_psnr"]  # neither mask nor box: nothing to cut out
     boxes.clear()
     evaluation.validate(load_model(checkpoints / "seigan" / "latest.pt"), Crops(copy, "test", 32))
@@ -483,7 +483,7 @@ def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path, vgg1
     assert "first.pth" in (folder / "index.html").read_text(encoding="utf-8")
     _, folder, _ = run("seigan", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
     values = figures_of(folder)["frechet"]["values"]
-    assert set(values) == {"z to x", "y_hat to x", "x_hat to y", "G_inp to y", "diffusion to y"}
+    assert set(values) == {"z to x", "y_hat to x", "x_hat to y", "G_inp to y", "G_inp_first to y", "diffusion to y"}
     crops = Crops(dataroot, "test", 32)
     pairs = evaluation.pair_up(crops)
     y = torch.stack([crops.background(other) for other in pairs.values()])

@@ -31,7 +31,8 @@ def figures():
         "intervals": with_interval, "enhancement": {"id_obj": 0.03, "change": 0.02},
         "per_class": {k: {"n": 3, "iou": 0.7, "interval": None, "iou_pooled": 0.7, "mean_mask": 0.6}
                       for k in ("c<at", "dog")},
-        "inpainting": {fill: {"psnr": 20.0, "ssim": 0.5, "mae": 0.1} for fill in ("G_inp", "diffusion", "mean_colour")},
+        "inpainting": {fill: {"psnr": 20.0, "ssim": 0.5, "mae": 0.1}
+                       for fill in ("G_inp", "G_inp_first", "diffusion", "mean_colour")},
         "scores": {"d_obj_z": 0.1, "d_obj_y_hat": 0.2, "d_bg_x_hat": 0.3, "d_bg_y_hat2": 0.4, "d_<own": 0.5},
         "frechet": None}
 
