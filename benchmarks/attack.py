@@ -10,7 +10,6 @@ outside its folder, two commands that both refuse. Each case depends on the seed
 with a fault. Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there was a fault.
 """
 import argparse
-import contextlib
 import hashlib
 import importlib
 import json
@@ -139,6 +138,7 @@ def start(words, folder, log):
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(out, stream)
+        sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         os.chdir(folder)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
@@ -149,8 +149,6 @@ def start(words, folder, log):
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
