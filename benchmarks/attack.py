@@ -143,7 +143,7 @@ def start(words, folder, log):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        code = importlib.import_module(words[0]).main([*words[1:]])
+        code = importlib.import_module(words[0]).main([*words[1:]]) or 0
     except SystemExit as error:
         code = error.code or 0
     except BaseException:
