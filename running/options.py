@@ -37,9 +37,9 @@ def make_parser(prog, description, **more):
     return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Help, **more)
 
 
-def add_command(commands, name, text):
+def add_command(commands, name, text, **more):
     """A sub-command's parser, like those of `make_parser`. commands: of `add_subparsers`."""
-    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help)
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help, **more)
 
 
 # --- types of options ---
