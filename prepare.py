@@ -282,6 +282,9 @@ def run_check(args):
 
 def run(argv):
     args = parse_args(argv)
+    for option in ("images", "out"):
+        if os.path.isfile(vars(args).get(option, "")):
+            raise UserError(f"--{option} takes a folder, {vars(args)[option]} is a file")
     with alone_in(args.out, "name another --out") if "out" in args else nullcontext():
         args.run(args)
 

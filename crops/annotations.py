@@ -316,6 +316,8 @@ def read_pets(root, image_set, skips: Skips) -> list:
 
 def photo_files(folder, without=()) -> list:
     """Image files of a folder and of those in it but for `without`, see `list_images`. UserError when there is none."""
+    if os.path.isfile(folder):
+        raise UserError(f"{folder} is a file: give the folder of images")
     names = list_images(folder, below=True, without=without)
     if not names:
         raise UserError(f"no image in {folder}: expected files that end in {', '.join(EXTENSIONS)}")

@@ -22,8 +22,9 @@ from crops.values import leads_out, parse_box, plain_file, read_text, refuse_sha
 from images import UNREADABLE, UserError, fits, is_number, list_images, parse_json, stored_size
 
 KINDS = {"coco": "COCO", "csv": "CSV", "yolo": "YOLO", "labelme": "LabelMe",
-         "labelimg": "VOC's XML beside the photographs, as labelImg writes it", "detections": "detections of prepare.py"}
+         "labelimg": "VOC's XML, one file a photograph", "detections": "detections of prepare.py"}
 CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+NO_LABELS = re.compile(r"classes\.txt$|README", re.I)  # what lies beside YOLO's labels and ends in .txt too
 LARGEST = 2**27  # bytes of a photograph's own file of boxes; LabelMe's hold the photograph
 
 
@@ -60,7 +61,7 @@ def recognise_folder(folder) -> str:
     for name in files_below(folder, (".txt", ".json", ".xml")):
         endings[os.path.splitext(name)[1].lower()].append(name)
     kinds = []
-    if any(os.path.basename(name) not in CLASS_FILES for name in endings[".txt"]) and class_file(folder):
+    if class_file(folder) and not all(NO_LABELS.match(os.path.basename(name)) for name in endings[".txt"]):
         kinds.append("yolo")
     if any(parse_json(label_text(folder, name, Skips()), {"shapes": list}) for name in endings[".json"][:20]):
         kinds.append("labelme")
@@ -144,7 +145,8 @@ class Photographs:
         moved = Path(os.sep.join(parts))
         moved = moved.relative_to(self.place).as_posix() if moved.is_relative_to(self.place) else stem
         said = posixpath.join(posixpath.dirname(label), posixpath.basename(said.replace("\\", "/")))
-        found = next((names[0] for key in (stem, moved) if len(names := self.stems.get(key, ())) == 1),
+        found = next((names[0] for key in (stem, moved, stem.removeprefix("labels/"))
+                      if len(names := self.stems.get(key, ())) == 1),
                      said if said in self.names else "")
         if not found:
             number = len(self.stems.get(stem, ()))
@@ -191,12 +193,12 @@ def read_yolo(images, annotations, skips: Skips) -> list:
     outline. annotations: the folder of these files, or its data.yaml. An empty file says that there is no object; a
     photograph without a file says nothing."""
     is_file = os.path.isfile(annotations)
-    listed = annotations if is_file else class_file(annotations)
+    listed = str(annotations) if is_file else class_file(annotations)
     classes, folder = class_names(listed), (os.path.dirname(annotations) or ".") if is_file else annotations
     has_points = listed.endswith((".yaml", ".yml")) and re.search(r"^kpt_shape\s*:", read_text(listed), re.M)
     photographs, photos = Photographs(images), []
     for name in files_below(folder, ".txt"):
-        if os.path.basename(name) in CLASS_FILES or not (file := photographs.find(folder, name, skips)):
+        if NO_LABELS.match(os.path.basename(name)) or not (file := photographs.find(folder, name, skips)):
             continue
         boxes, unplaced = [], False
         for number, line in enumerate(label_text(folder, name, skips).splitlines(), 1):
@@ -216,14 +218,15 @@ def read_yolo(images, annotations, skips: Skips) -> list:
 
 def yolo_box(values, has_points):
     """x, y, w, h as shares from the numbers of a line, None where they are none."""
-    if len(values) < 5 or not all(0 <= value <= 1.001 for value in values[1:None if not has_points else 5]):
+    shares = values[1:5] if has_points else values[1:]
+    if len(values) < 5 or not values[0] >= 0 or values[0] % 1 or not all(0 <= value <= 1.001 for value in shares):
         return None
     if has_points or len(values) < 7:
-        x, y, w, h = values[1:5]
+        x, y, w, h = shares[:4]
         return x - w / 2, y - h / 2, w, h
     if len(values) % 2 == 0:
         return None
-    xs, ys = values[1::2], values[2::2]
+    xs, ys = shares[::2], shares[1::2]
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 

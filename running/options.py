@@ -207,7 +207,8 @@ def _command(prog, run, argv, stopped):
     try:
         return run(argv) or 0
     except (UserError, OSError) as error:
-        message = error
+        told = isinstance(error, OSError) and error.filename and error.strerror
+        message = f"{error.filename}: {error.strerror}" if told else error
     except KeyboardInterrupt:
         print(f"{prog}: {stopped}", file=sys.stderr)
         return 130
