@@ -12,11 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+try:
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+except ImportError:
+    pillow_heif = None
 
 OBJECT, VOID = 255, 128  # values in a mask file, 0 = background; void is neither and is not scored
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow has others, and starts Ghostscript for one of them
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF",  # Pillow has others, and starts Ghostscript for one of them
+           *["AVIF"] * ("avif" in features.get_supported_modules()), *["HEIF"] * bool(pillow_heif))
+# what reads images of these kinds, by which their files begin, where it is absent
+NEEDED = {b"ftypavif": "Pillow 11.3 or later", **dict.fromkeys(
+    (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"), "the package pillow-heif (pip install pillow-heif)")}
 # what Pillow raises on files that are cut short, damaged, hostile or no images
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
               MemoryError, Image.DecompressionBombError, UnidentifiedImageError)
@@ -137,9 +147,17 @@ def list_images(folder, below=False, without=()):
 
 def open_lazily(path):
     """`PIL.Image.open`, for FORMATS alone. OSError for what is no regular file: a pipe would be waited for."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no regular file")
-    return Image.open(path, formats=FORMATS)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            needed = NEEDED.get(file.read(12)[4:])
+        if needed and {"AVIF" if needed[:6] == "Pillow" else "HEIF"}.isdisjoint(FORMATS):
+            raise OSError(f"it needs {needed}") from None
+        raise
 
 
 def open_image(path, turn=None, convert=None):

@@ -43,13 +43,14 @@ def get_args_parser():
 def add_options(parser, command):
     group = parser.add_argument_group("photographs")
     one = group.add_mutually_exclusive_group(required=True).add_argument
-    one("image", nargs="?", help="the photograph")
+    one("image", nargs="*", default=[], help="the photograph, or several of a folder")
     one("--images", metavar="DIR", help="a folder of photographs in place of one")
     one = group.add_mutually_exclusive_group(required=True).add_argument
     one("--box", type=numbers(4), action="append", metavar="X,Y,W,H",
         help="around the object, px of the upright photograph; give it again for further objects")
-    one("--boxes", metavar="FILE|detect",
-        help="boxes for --images: COCO .json, .csv, or .jsonl of `prepare.py detect`; detect = look for objects")
+    one("--boxes", metavar="FILE|DIR|detect",
+        help="boxes of many photographs, of any format that `prepare.py boxes` knows or the .jsonl of `prepare.py "
+             "detect`; detect = look for objects")
     add = group.add_argument
     add("--classes", type=names, default=(), metavar="A,B", help="only objects of these classes")
     add("--score", type=number(0, 1), default=0.8, help="least score of a detected object, also of a .jsonl's, 0..1")
@@ -64,7 +65,8 @@ def add_options(parser, command):
     options.add_gpu(add)
     add("--seed", type=whole(), default=0, help="of the noise and of the choice of backgrounds")
     add = parser.add_argument_group("result").add_argument
-    add("--out", metavar="DIR", help="folder for the results [results/NAME/photos]")
+    add("--out", metavar="DIR|FILE", help="folder for the results; of one photograph also a file such as x.png "
+        "[results/NAME/photos]")
     add("--format", choices=tuple(f for f in files.FORMATS if (command, f) != ("cut", "jpg")), default="png",
         help="of images" + "; jpg loses detail everywhere" * (command != "cut"))
     add("--overwrite", action="store_true", help="replace results that exist")
@@ -86,6 +88,7 @@ def edit_photographs(args):
     """Work through the photographs; returns the exit code: 1 if some failed."""
     started = time.perf_counter()
     args.out = args.out or os.path.join("results", args.name, "photos")
+    jobs.arrange(args)
     jobs.check(args)
     todo, failures = jobs.find_jobs(args)
     device = options.pick_device(args.gpu)
@@ -95,7 +98,8 @@ def edit_photographs(args):
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
     with alone_in(args.out, "choose another --out"):
         counts = work_through(args, todo, worker, failures)
-    print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see {args.out}"
+    print(f"{counts[True]} of {len(todo)} photographs in {time.perf_counter() - started:.1f} s; see "
+          + (args.file or args.out)
           + f"; {counts[False]} had their results already (--overwrite does them anew)" * bool(counts[False]))
     if failures:
         print(f"photo.py: {len(failures)} failed:", *map(printable, failures), sep="\n  ", file=sys.stderr)

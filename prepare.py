@@ -1,6 +1,7 @@
 """From photographs and boxes to crops (§4.1, §4.2), in the folders that data.py reads.
 
-    python prepare.py coco --images DIR --annotations FILE.json --out DATAROOT     so too voc, pets, cityscapes, csv
+    python prepare.py coco --images DIR --annotations FILE.json --out DATAROOT     so too csv, yolo, labelme, boxes
+    python prepare.py voc --root DIR --out DATAROOT                                so too pets, cityscapes
     python prepare.py detect --images DIR --out DATAROOT                           boxes from a pretrained detector
     python prepare.py folder --objects DIR --backgrounds DIR --out DATAROOT        crops that exist already
     python prepare.py demo --out DATAROOT                                          the procedural demo set
@@ -20,6 +21,7 @@ from crops import detector
 from crops.build import Output, Source, build, build_finished
 from crops.check import check_crops, verdict
 from crops.demo import make_demo
+from crops.formats import KINDS, read_boxes
 from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
 from images import UserError, is_below, printable
@@ -57,10 +59,10 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def add_source(commands, name, read, text):
+def add_source(commands, name, read, text, aliases=()):
     """A command that reads photographs and boxes. read(args, skips) -> the folder of the photographs, what their boxes
     are from (see `Source`), and the `Photo`s."""
-    parser = add_command(commands, name, text)
+    parser = add_command(commands, name, text, aliases=aliases)
     parser.set_defaults(run=run_source, read=read)
     add_output_options(parser)
     add_rule_options(parser)
@@ -68,14 +70,12 @@ def add_source(commands, name, read, text):
 
 
 def add_sources(commands):
-    add = add_source(commands, "coco", from_coco, "crops from images and a COCO instances file")
+    add = add_source(commands, "boxes", from_boxes, "crops from images and their boxes, whose format is recognised",
+                     ("coco", "csv", "yolo", "labelme"))
     add("--images", required=True, metavar="DIR", help="folder that the file names refer to")
-    add("--annotations", required=True, metavar="FILE", help="COCO instances JSON")
-
-    add = add_source(commands, "csv", from_csv, "crops from images and a CSV of boxes")
-    add("--images", required=True, metavar="DIR", help="folder that the file names refer to")
-    add("--annotations", required=True, metavar="FILE",
-        help="CSV with a header: file, x,y,w,h or xmin,ymin,xmax,ymax; optional class, id, score, crowd, mask")
+    add("--annotations", required=True, metavar="FILE|DIR",
+        help="COCO instances JSON; CSV with a header: file, x,y,w,h or xmin,ymin,xmax,ymax; optional class, id, score, "
+             "crowd, mask; CSV of TFOD, VIA, Open Images; or a folder: YOLO, LabelMe, VOC's XML beside the images")
 
     add = add_source(commands, "detect", from_detector, "crops from photographs without boxes, by a Faster R-CNN")
     add("--images", required=True, metavar="DIR", help="folder of photographs")
@@ -187,12 +187,12 @@ def output_from(args) -> Output:
 # --- where photographs and boxes come from ---
 
 
-def from_coco(args, skips):
-    return args.images, os.path.abspath(args.annotations), sources.read_coco(args.images, args.annotations, skips)
-
-
-def from_csv(args, skips):
-    return args.images, os.path.abspath(args.annotations), sources.read_csv(args.images, args.annotations, skips)
+def from_boxes(args, skips):
+    kind, photos = read_boxes(args.images, args.annotations, skips)
+    if args.command != kind:
+        print(printable(f"{args.annotations}: read as {KINDS[kind]}"))
+    args.command = kind  # by which the source is known when it comes again, whatever the command is called then
+    return args.images, os.path.abspath(args.annotations), photos
 
 
 def from_voc(args, skips):
@@ -249,9 +249,11 @@ def from_detector(args, skips):
 
 
 def run_source(args):
-    detected = args.command == "detect" or vars(args).get("detections")
+    detected = (args.command == "detect" or vars(args).get("detections")
+                or str(vars(args).get("annotations")).endswith(".jsonl"))
     rules, output, skips = rules_from(args, min_score=0.8 if detected else 0.0), output_from(args), sources.Skips()
-    build(Source(args.command, *args.read(args, skips), skips), rules, output)
+    images, annotations, photos = args.read(args, skips)
+    build(Source(args.command, images, annotations, photos, skips), rules, output)
 
 
 def run_folder(args):
@@ -280,6 +282,9 @@ def run_check(args):
 
 def run(argv):
     args = parse_args(argv)
+    for option in ("images", "out"):
+        if os.path.isfile(vars(args).get(option, "")):
+            raise UserError(f"--{option} takes a folder, {vars(args)[option]} is a file")
     with alone_in(args.out, "name another --out") if "out" in args else nullcontext():
         args.run(args)
 

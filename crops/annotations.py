@@ -1,16 +1,14 @@
-"""Readers of box annotations (§4.1, §4.2): every source becomes a list of `Photo`s with `Box`es.
+"""Readers of COCO's and the data sets' annotations (§4.1, §4.2): every source becomes `Photo`s with `Box`es.
 
 Boxes are (x, y, w, h) in source pixels; pixel (i, j) covers [i, i+1) x [j, j+1), so a box over the whole image is
 (0, 0, width, height). Masks stay packed, see `coco_masks`. An annotation that cannot be used is counted by reason in
 `Skips`, never guessed at. A file that holds none is a UserError, one that is not there a FileNotFoundError.
 """
-import csv
 import gc
-import io
 import json
 import os
 import xml.etree.ElementTree as ElementTree
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from crops.coco_masks import pack_segmentation, read_labels
-from crops.values import leads_out, parse_box, plain_file, read_text, shorten, size_of, to_float
+from crops.values import leads_out, local_names, parse_box, plain_file, read_text, shorten, size_of, to_float
 from images import EXTENSIONS, UNREADABLE, UserError, fits, is_box, is_number, list_images, parse_json, stored_size
 
 # what JSON of another shape than expected raises
@@ -73,10 +71,12 @@ def read_coco(images, annotations, skips: Skips) -> list:
     names = {item["id"]: item["name"] for item in categories
              if isinstance(item.get("id"), (int, str)) and isinstance(item.get("name"), str)}
     photos, repeated, unplaced = {}, set(), set()
+    places = local_names([item.get("file_name") for item in entries], images)
     for index, item in enumerate(entries):
-        key, name = item.get("id"), plain_file(item.get("file_name"), images)
+        key, said = item.get("id"), item.get("file_name")
+        name = plain_file(places.get(said, said) if isinstance(said, str) else said, images)
         if not isinstance(key, (int, str)) or not name:
-            skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(item.get('file_name'))}")
+            skips.add("bad_image_entry", f"image {key!r}, file_name {shorten(said)}")
             continue
         if leads_out(name, images, skips):
             continue
@@ -108,14 +108,26 @@ def load_coco(path, skips) -> list:
     finally:
         gc.freeze()
         gc.enable()
+    hint = not_coco(data)
     data, parts = {"categories": [], **data} if isinstance(data, dict) else {}, []
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
-            raise UserError(f"{path} has no list of {key}: it must be a COCO instances file")
+            raise UserError(f"{path} has no list of {key}: {hint}")
         parts.append([item for item in data[key] if isinstance(item, dict)])
         for item in (item for item in data[key] if not isinstance(item, dict)):
             skips.add(f"bad_{key}_entry", f"{key} holds {shorten(item)}")
     return parts
+
+
+def not_coco(data) -> str:
+    """What to do with JSON that is not COCO's, where another program's is recognised."""
+    if fits(data, {"shapes": list}):
+        return "it is LabelMe's of one image, give the folder of such files"
+    if fits(data, {"_via_img_metadata": dict}):
+        return "it is a project of VIA, export its annotations as CSV there"
+    if fits(data, [dict]) and data and data[0].keys() & {"annotations", "predictions", "data", "image"}:
+        return "it looks like Label Studio's JSON, export it as COCO there"
+    return "it must be a COCO instances file"
 
 
 def merge_photos(photos) -> list:
@@ -159,7 +171,8 @@ def read_voc(root, image_set, skips: Skips) -> list:
     last one. Object i of the XML has the value i in the mask; 255, the border between objects, is void."""
     root = Path(root)
     if not (root / "Annotations").is_dir():
-        raise FileNotFoundError(f"no folder {root}/Annotations: --root must hold it, as VOCdevkit/VOC2012 does")
+        raise FileNotFoundError(f"no folder {root}/Annotations: --root must hold it, as VOCdevkit/VOC2012 does; "
+                                "`prepare.py boxes` reads XML files beside their images")
     if image_set is None:
         stems = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
     else:
@@ -172,30 +185,37 @@ def read_voc(root, image_set, skips: Skips) -> list:
 
 def voc_photo(root, stem, skips):
     """The Photo of one VOC XML file, or None (counted)."""
-    path = root / "Annotations" / f"{stem}.xml"
-    if leads_out(f"{stem}.xml", root / "Annotations", skips):
+    if leads_out(f"{stem}.xml", root / "Annotations", skips) or not (
+            parsed := parse_xml(root / "Annotations" / f"{stem}.xml", 1, skips)):
         return None
+    said, size, boxes, unplaced = parsed
+    file, masks = voc_file(root, stem, said), root / "SegmentationObject" / f"{stem}.png"
+    if leads_out(file, root / "JPEGImages", skips) or leads_out(masks.name, masks.parent, skips):
+        return None
+    if masks.is_file():
+        boxes = [box._replace(mask=("png", str(masks), box.id, 255)) for box in boxes]
+    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
+
+
+def parse_xml(path, first, skips):
+    """(file name, size, boxes, whether one has no usable place) of an XML file of VOC's form, None (counted) if it is
+    none. first: the number of the first pixel, 1 where xmax is the last pixel, as VOC has it, 0 where it is an edge."""
     try:
         tree = ElementTree.parse(path)
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
         skips.add("bad_xml", f"{path}: {error}")
         return None
-    file = voc_file(root, stem, (tree.findtext("filename") or "").strip())
-    if leads_out(file, root / "JPEGImages", skips) or leads_out(f"{stem}.png", root / "SegmentationObject", skips):
-        return None
-    masks, boxes, unplaced = root / "SegmentationObject" / f"{stem}.png", [], False
-    has_masks = masks.is_file()
+    boxes, unplaced = [], False
     for number, item in enumerate(tree.findall("object"), 1):
         x0, y0, x1, y1 = (to_float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
-        rectangle = parse_box([x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1])
+        rectangle = parse_box([x0 - first, y0 - first, x1 - x0 + first, y1 - y0 + first])
         if rectangle is None:
             skips.add("bad_box", f"object {number} of {path} spans {x0:g},{y0:g} to {x1:g},{y1:g}")
             unplaced = True
         else:
-            mask = ("png", str(masks), number, 255) if has_masks else None
-            boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number, mask=mask))
+            boxes.append(Box(*rectangle, (item.findtext("name") or "").strip(), number))
     size = size_of(*(to_float(tree.findtext(f"size/{side}")) for side in ("width", "height")))
-    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
+    return (tree.findtext("filename") or "").strip(), size, boxes, unplaced
 
 
 def voc_file(root, stem, said) -> str:
@@ -260,62 +280,6 @@ def cityscapes_objects(path):
     return width, height, boxes
 
 
-# --- CSV ---
-
-CSV_BOXES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("xmin", "ymin", "xmax", "ymax"),
-             ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"))
-
-
-def read_csv(images, annotations, skips: Skips) -> list:
-    """A CSV file, one box a line, with a header: file, and x,y,w,h or xmin,ymin,xmax,ymax (continuous pixel
-    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, white = object, 128 =
-    void) optional. A line with a file and an empty box says that an image has no object. Boxes refer to the image as
-    viewers show it, i.e. turned as its EXIF orientation says."""
-    reader = csv.DictReader(io.StringIO(read_text(annotations)), skipinitialspace=True)
-    try:
-        reader.fieldnames = header = [name.strip().lower() for name in reader.fieldnames or []]
-        rows = list(reader)
-    except csv.Error as error:
-        raise UserError(f"{annotations} is not a CSV text: {error}") from None
-    columns = next((names for names in CSV_BOXES if set(names) <= set(header)), None)
-    if "file" not in header or columns is None:
-        raise UserError(f"{annotations} must start with a header that has file and x,y,w,h or xmin,ymin,xmax,ymax, got "
-                        f"{shorten(','.join(header))}")
-    photos, unplaced = defaultdict(list), set()
-    for number, row in enumerate(rows, 2):
-        name = plain_file((row["file"] or "").strip(), images)
-        if not name:
-            skips.add("bad_image_entry", f"line {number} names the file {shorten(row['file'])}")
-            continue
-        if leads_out(name, images, skips):
-            continue
-        boxes, values = photos[name], ",".join(row[column] or "" for column in columns)
-        box = csv_box(images, number, row, columns, skips)
-        if box is not None:
-            boxes.append(box)
-        elif values.strip(", "):
-            skips.add("bad_box", f"line {number} has the box {shorten(values)}")
-            unplaced.add(name)
-    return with_sizes([Photo(name, f"{images}/{name}", 0, 0, boxes, True, name in unplaced)
-                       for name, boxes in photos.items()], skips)
-
-
-def csv_box(images, number, row, columns, skips):
-    """The Box of line `number`, None where it has none."""
-    x, y, a, b = (to_float(row[column]) for column in columns)
-    rectangle = parse_box([x, y, a, b] if columns[2][0] in "wh" else [x, y, a - x, b - y])
-    if rectangle is None:
-        return None
-    label, key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("class", "id", "crowd", "score", "mask"))
-    score = to_float(score or 1)
-    file = plain_file(mask, images)
-    if mask and not file:
-        skips.add("bad_mask", f"line {number} names the mask {shorten(mask)}")
-    mask = ("mask", f"{images}/{file}") if file and not leads_out(file, images, skips) else None
-    return Box(*rectangle, label or "object", key or number, crowd.lower() not in ("", "0", "false"),
-               score if is_number(score) else 0.0, mask)
-
-
 # --- Oxford-IIIT Pet ---
 
 
@@ -352,6 +316,8 @@ def read_pets(root, image_set, skips: Skips) -> list:
 
 def photo_files(folder, without=()) -> list:
     """Image files of a folder and of those in it but for `without`, see `list_images`. UserError when there is none."""
+    if os.path.isfile(folder):
+        raise UserError(f"{folder} is a file: give the folder of images")
     names = list_images(folder, below=True, without=without)
     if not names:
         raise UserError(f"no image in {folder}: expected files that end in {', '.join(EXTENSIONS)}")

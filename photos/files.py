@@ -111,12 +111,19 @@ def merge(rgb: np.ndarray, alpha, like: Image.Image, mode=None) -> Image.Image:
     return image
 
 
+def format_of(path):
+    """The one of FORMATS that the ending of `path` means, None if it means none."""
+    ending = os.path.splitext(path)[1][1:].lower()
+    ending = {"jpeg": "jpg", "tif": "tiff"}.get(ending, ending)
+    return ending if ending in FORMATS else None
+
+
 def save(image: Image.Image, path):
     """Write `image` with its description, whole, in the format of FORMATS that `path` ends in.
 
     UserError for what the format cannot hold.
     """
-    ending = os.path.splitext(path)[1][1:]
+    ending = format_of(path)
     if ending == "jpg" and image.mode in ("RGBA", "LA"):
         raise UserError("jpg has no transparency: choose png, tiff or webp")
     info = {k: image.info[k] for k in ("icc_profile", "exif", "dpi") if k in image.info}

@@ -3,7 +3,8 @@
     OUT/KIND/NAME.png, OUT/KIND/NAME_2.png, ...
 
 of its first object, its second and so on. KIND is one of KINDS; NAME is the photograph's whole name, below the folders
-that it has in --images: OUT/cut/sub/dog.jpg.png. `args` are the options of photo.py.
+that it has in --images: OUT/cut/sub/dog.jpg.png. With --out FILE.png the result is that file, what comes with it goes
+beside it: FILE_mask.png. `args` are the options of photo.py.
 """
 import os
 import sys
@@ -13,9 +14,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from crops import annotations
+from crops import annotations, formats
 from crops.rules import name_hash
-from images import UNREADABLE, UserError, list_images, stored_size
+from crops.values import refuse_shares
+from images import UNREADABLE, UserError, list_images, printable, stored_size
 from photos import edit, files
 
 KINDS = {"cut": ("cut", "cut_mask"), "remove": ("removed", "removed_mask"),
@@ -38,14 +40,39 @@ class Problems(list):
         self.append(f"{example} ({reason})")
 
 
+def arrange(args):
+    """Settle what is worked on: `image` is one photograph or None; `only`, the names of several that were given, is
+    None for all of `images`; `file` is the one result where --out names a file, None where it names a folder."""
+    paths, args.only, args.file = args.image, None, None
+    args.image = paths[0] if len(paths) == 1 and args.boxes in (None, "detect") else None
+    if paths and not args.image:
+        if args.box:
+            raise UserError(f"--box is for one photograph, got {len(paths)}: for several give --boxes FILE, or detect")
+        folders = sorted({os.path.dirname(path) or "." for path in paths})
+        if len(folders) > 1:
+            raise UserError(f"several photographs must be of one folder, got {folders[0]} and {folders[1]}: give "
+                            "--images with the folder of both")
+        args.images, args.only = folders[0], list(dict.fromkeys(map(os.path.basename, paths)))
+    if files.format_of(args.out) and not os.path.isdir(args.out):
+        if not args.image:
+            raise UserError(f"--out {args.out} is one file: name a folder for the results of several photographs")
+        args.file, args.format, args.out = args.out, files.format_of(args.out), os.path.dirname(args.out) or "."
+
+
 def check(args):
     """UserError for options that contradict each other, which argparse cannot see."""
-    if args.image and args.boxes not in (None, "detect") or args.images and args.box:
-        raise UserError("one photograph takes --box or --boxes detect, a folder --images with --boxes FILE or detect")
+    if args.images and args.box:
+        raise UserError("--box is for one photograph: a folder --images takes --boxes FILE or detect")
+    if args.image and os.path.isdir(args.image):
+        raise UserError(f"{args.image} is a folder: give it as --images, with --boxes FILE or detect")
+    refuse_shares(args.box or [], "--box")
+    if args.out and os.path.lexists(args.out) and not os.path.isdir(args.out):
+        raise UserError(f"--out {args.out} is a file, and none of an image: name a folder, or a file that ends in "
+                        f"{', '.join(files.FORMATS)}")
     if args.images and not os.path.isdir(args.images):
         raise FileNotFoundError(f"no folder {args.images}: --images takes a folder of photographs")
     for folder in (args.out, *(os.path.join(args.out, kind) for kind in KINDS[args.command])):
-        if args.images and os.path.isdir(folder) and os.path.samefile(folder, args.images):
+        if args.images and not args.only and os.path.isdir(folder) and os.path.samefile(folder, args.images):
             raise UserError(f"--out {args.out} would put results among the photographs of --images: choose another")
 
 
@@ -54,24 +81,27 @@ def find_jobs(args):
     if args.image:
         return [Job(os.path.basename(args.image), args.image, args.box)], []
     if args.boxes == "detect":
-        return [Job(name, f"{args.images}/{name}", None) for name in photographs(args.images, args.out)], []
-    readers = {".json": annotations.read_coco, ".csv": annotations.read_csv, ".jsonl": annotations.read_detections}
-    read = readers.get(os.path.splitext(args.boxes)[1].lower())
-    if read is None:
-        raise UserError(f"--boxes must be detect or a file that ends in {', '.join(readers)}, got {args.boxes!r}")
-    if not os.path.isfile(args.boxes):
-        raise FileNotFoundError(f"no file {args.boxes}: --boxes takes one with boxes, or detect")
-    least = args.score if read is annotations.read_detections else 0
+        return [Job(name, f"{args.images}/{name}", None)
+                for name in args.only or photographs(args.images, args.out)], []
+    if not os.path.exists(args.boxes):
+        raise FileNotFoundError(f"no file {args.boxes}: --boxes takes a file or a folder of boxes, or detect")
     jobs, problems = [], Problems()
-    for photo in read(args.images, args.boxes, problems):
+    kind, photos = formats.read_boxes(args.images, args.boxes, problems)
+    print(printable(f"{args.boxes}: read as {formats.KINDS[kind]}"))
+    least = args.score if kind == "detections" else 0
+    for photo in photos:
         boxes = [box[:4] for box in photo.boxes if not box.crowd and box.score >= least
                  and (not args.classes or box.name in args.classes)]
-        if boxes:
+        if boxes and photo.file in (args.only or [photo.file]):
             jobs.append(Job(photo.file, photo.path, boxes, photo))
     if not jobs:
-        raise UserError(f"{args.boxes} has no box" + f" of class {', '.join(args.classes)}" * bool(args.classes)
-                        + f" with a score of {least} or more: lower --score" * bool(least))
-    return jobs, problems
+        raise UserError(f"{args.boxes} has no box" + f" for {', '.join(args.only or [])}" * bool(args.only)
+                        + f" of class {', '.join(args.classes)}" * bool(args.classes)
+                        + f" with a score of {least} or more: lower --score" * bool(least)
+                        + "".join(f" ({problem})" for problem in problems[:1]))
+    done = {job.file for job in jobs}
+    return jobs, problems + [f"{name}: {args.boxes} has no such box for it" for name in args.only or ()
+                             if name not in done]
 
 
 def photographs(folder, out):
@@ -160,9 +190,18 @@ class Worker:
     def targets(self, job, count):
         """Paths of the results for `count` boxes, a tuple each; one tuple where all objects are removed."""
         args, kinds = self.args, KINDS[self.args.command]
+        if args.file:
+            stem, ending = os.path.splitext(args.file)
+            parts = ["" if kind == kinds[0] else "_mask" if "mask" in kind else f"_{kind}" for kind in kinds]
+            return [tuple(f"{stem}{part}{number}{'.png' if part == '_mask' else ending}" for part in parts)
+                    for number in self.numbers(count)]
         return [tuple(os.path.join(args.out, kind, f"{job.file}{number}.{'png' if 'mask' in kind else args.format}")
                       for kind in kinds)
-                for number in ["", *(f"_{i}" for i in range(2, count + 1) if args.command != "remove")]]
+                for number in self.numbers(count)]
+
+    def numbers(self, count):
+        """What tells the results for `count` boxes apart: "", "_2" and so on."""
+        return ["", *(f"_{i}" for i in range(2, count + 1) if self.args.command != "remove")]
 
     def kept(self, job, paths):
         """Those of the results' `paths` that exist and are to stay, as of a folder's run that was stopped."""

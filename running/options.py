@@ -37,9 +37,9 @@ def make_parser(prog, description, **more):
     return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Help, **more)
 
 
-def add_command(commands, name, text):
+def add_command(commands, name, text, **more):
     """A sub-command's parser, like those of `make_parser`. commands: of `add_subparsers`."""
-    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help)
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help, **more)
 
 
 # --- types of options ---
@@ -207,7 +207,8 @@ def _command(prog, run, argv, stopped):
     try:
         return run(argv) or 0
     except (UserError, OSError) as error:
-        message = error
+        told = isinstance(error, OSError) and error.filename and error.strerror
+        message = f"{error.filename}: {error.strerror}" if told else error
     except KeyboardInterrupt:
         print(f"{prog}: {stopped}", file=sys.stderr)
         return 130

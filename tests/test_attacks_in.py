@@ -19,6 +19,7 @@ from crops import annotations as sources
 from crops import build, coco_masks, detector
 from crops import check as inspection
 from crops import index as dataroot
+from crops.formats import read_csv
 from data import Crops, UnpairedCrops, load_image
 from images import FORMATS, UserError, fits, is_below, is_number, open_image, printable, written_whole
 
@@ -127,7 +128,7 @@ def test_masks_of_a_csv_lie_below_the_images(tmp_path, source, victim, mask):
     table = tmp_path / "b.csv"
     table.write_text(f"file,x,y,w,h,mask\n001.png,30,40,30,30,{mask}\n")
     skips = sources.Skips()
-    (photo,) = sources.read_csv(source.parent, table, skips)
+    (photo,) = read_csv(source.parent, table, skips)
     assert photo.boxes[0].mask is None and sum(skips.counts.values()) == 1
 
 

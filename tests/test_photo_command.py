@@ -317,6 +317,44 @@ def test_score_and_classes_choose_among_boxes_of_a_file(call, tmp_path):
     assert code == 2 and "of class cat with a score of 0.99 or more: lower --score" in err
 
 
+def test_several_photographs_take_their_boxes_from_a_file(call, tmp_path):
+    folder, out = folder_of(tmp_path, "a.png", "b.png", "c.png", "d.png"), tmp_path / "out"
+    boxes = boxes_of(tmp_path, "a.png", "b.png", "c.png")
+    assert call("cut", folder / "c.png", folder / "a.png", "--boxes", boxes, "--out", out)[0] == 0
+    assert names(out / "cut") == ["a.png.png", "c.png.png"]
+    assert call("cut", folder / "b.png", "--boxes", boxes, "--out", tmp_path / "one")[0] == 0
+    assert names(tmp_path / "one" / "cut") == ["b.png.png"]
+    code, _, err = call("cut", folder / "b.png", folder / "d.png", "--boxes", boxes, "--out", out)
+    assert code == 1 and "d.png: " in err and "has no such box" in err and len(names(out / "cut")) == 3
+    code, _, err = call("cut", folder / "d.png", "--boxes", boxes, "--out", out)
+    assert code == 2 and "has no box for d.png" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command, file, expected", [
+    ("cut", "x.png", ["x.png", "x_2.png", "x_mask.png", "x_mask_2.png"]),
+    ("cut", "new/x.TIF", ["new/x.TIF", "new/x_2.TIF", "new/x_mask.png", "new/x_mask_2.png"]),
+    ("remove", "x.jpg", ["x.jpg", "x_mask.png"]),
+    ("paste", "x.webp", ["x.webp", "x_2.webp", "x_coarse.webp", "x_coarse_2.webp", "x_mask.png", "x_mask_2.png"]),
+])
+def test_the_result_of_one_photograph_may_be_a_file(call, tmp_path, command, file, expected):
+    dog, out = stored(picture(), tmp_path, "dog.png"), tmp_path / "out"
+    more = ("--background", dog) if command == "paste" else ()
+    args = (command, dog, "--box", "30,20,40,30", "--box", "5,5,20,20", *more, "--out")
+    code, text, _ = call(*args, out / file)
+    assert code == 0 and f"see {out / file}" in text and names(out) == expected
+    assert Image.open(out / file).size == (100, 80)
+    code, _, err = call(*args, out / file)
+    assert code == 2 and f"{out / file} exists" in err
+    before = dog.read_bytes()
+    code, _, err = call(*args, dog, "--overwrite")
+    assert code == 2 and "would replace an input" in err and dog.read_bytes() == before
+    (out / "x.gif").write_bytes(b"")
+    for bad, text in ((("--images", tmp_path, "--boxes", "detect", *more, "--out", out / file), "is one file"),
+                      ((*args[1:], out / "x.gif"), "none of an image")):
+        code, _, err = call(command, *bad)
+        assert code == 2 and text in err and err.count("\n") == 1
+
+
 def test_bad_boxes_are_all_named_and_nothing_is_written(call, tmp_path):
     folder, out = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "out"
     lines = ["a.png,30,20,40,30", "a.png,300,5,20,20", "a.png,5,400,9,9", "b.png,30,20,40,30"]
@@ -387,11 +425,18 @@ def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize("argv, text", [
     (["cut", "DOG", "--box", "200,200,5,5"], "outside"),
     (["cut", "--images", "DIR", "--box", "1,1,5,5"], "--box"),
-    (["cut", "DOG", "--boxes", "f.json"], "--images"),
+    (["cut", "DOG", "--boxes", "f.json"], "no file f.json"),
+    (["cut", "DIR", "--box", "1,1,5,5"], "is a folder: give it as --images"),
+    (["cut", "DOG", "DOG", "--box", "1,1,5,5"], "--box is for one photograph, got 2: for several give --boxes FILE"),
+    (["cut", "DOG", "other/b.png", "--boxes", "detect"], "must be of one folder"),
+    (["cut", "--images", "DOG", "--boxes", "detect"], "no folder"),
+    (["cut", "--images", "DIR", "--boxes", "DIR"], "no boxes of a known format"),
+    (["cut", "--images", "DIR", "--boxes", "DOG"], "not a text in UTF-8"),
+    (["cut", "DOG", "--box", "0.25,0.1,0.5,0.5"], "normalised coordinates: boxes must be in pixels"),
     (["cut", "absent.jpg", "--box", "1,1,5,5"], "absent.jpg"),
     (["cut", "--images", "absent", "--boxes", "detect"], "absent"),
     (["cut", "--images", "DIR", "--boxes", "absent.json"], "absent.json"),
-    (["cut", "--images", "DIR", "--boxes", "boxes.xyz"], ".json"),
+    (["cut", "--images", "DIR", "--boxes", "boxes.xyz"], "no file boxes.xyz"),
     (["paste", "DOG", "--box", "1,1,5,5", "--background", "absent.png"], "absent.png"),
     (["paste", "DOG", "--box", "1,1,5,5", "--background", "DOG", "--at", "500,3"], "outside the background"),
 ])

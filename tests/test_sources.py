@@ -12,7 +12,8 @@ from PIL import Image
 
 import prepare
 from crops import coco_masks as masks
-from crops.annotations import Skips, read_cityscapes, read_coco, read_csv, read_detections, read_pets, read_voc
+from crops.annotations import Skips, read_cityscapes, read_coco, read_detections, read_pets, read_voc
+from crops.formats import read_csv
 from images import UserError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

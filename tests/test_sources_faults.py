@@ -13,6 +13,7 @@ from crops import build, cutting, detector
 from crops import check as inspection
 from crops import coco_masks as masks
 from crops import index as dataroot
+from crops.formats import read_csv
 from images import UserError
 
 
@@ -141,7 +142,7 @@ def test_one_picture_under_two_names_is_one_photo(tmp_path):
     path = coco_file(tmp_path / "x.json", [(1, "a.png"), (2, "./a.png")], [(1, 60, 60), (2, 20, 20)])
     listed = table(tmp_path / "x.csv", [("a.png", 60, 60), ("./a.png", 20, 20)])
     for photos in (sources.read_coco(tmp_path, path, sources.Skips()),
-                   sources.read_csv(tmp_path, listed, sources.Skips())):
+                   read_csv(tmp_path, listed, sources.Skips())):
         assert [(photo.file, [box.x for box in photo.boxes]) for photo in photos] == [("a.png", [60, 20])]
 
 
@@ -192,12 +193,12 @@ def test_names_with_windows_separators(tmp_path):
     listed = tmp_path / "x.csv"
     listed.write_text("file,x,y,w,h,mask\nimages\\0.png,60,60,30,30,images\\m.png\n")
     path = coco_file(tmp_path / "x.json", [(1, "images\\0.png")], [(1, 60, 60)])
-    (photo,) = sources.read_csv(tmp_path, listed, sources.Skips())
+    (photo,) = read_csv(tmp_path, listed, sources.Skips())
     assert photo.boxes[0].mask[1] == f"{tmp_path}/images/m.png"
     assert [photo.file, *(p.file for p in sources.read_coco(tmp_path, path, sources.Skips()))] == ["images/0.png"] * 2
     for name in ("..\\" + tmp_path.name + "\\images\\0.png", "lost\\0.png"):
         skips = sources.Skips()
-        assert sources.read_csv(tmp_path, table(listed, [(name, 1, 1)]), skips) == []
+        assert read_csv(tmp_path, table(listed, [(name, 1, 1)]), skips) == []
         assert skips.counts == {"bad_image_entry": 1}
     with pytest.raises(UserError, match=r"no image is annotated in .*x.csv \(line 2 names the file 'lost"):
         from_csv(tmp_path, listed, tmp_path / "out")
@@ -214,7 +215,7 @@ def test_turned_tiffs(tmp_path, orientation):
     exif[0x0112] = orientation
     stored = image.transpose(as_stored[orientation])
     stored.save(tmp_path / "a.tif", exif=exif)
-    (photo,) = sources.read_csv(tmp_path, table(tmp_path / "x.csv", [("a.tif", 0, 0)]), sources.Skips())
+    (photo,) = read_csv(tmp_path, table(tmp_path / "x.csv", [("a.tif", 0, 0)]), sources.Skips())
     assert (photo.width, photo.height) == (30, 40) and np.array_equal(cutting.open_annotated(photo), upright)
     as_shown = photo._replace(upright=False)
     # one rule for all formats: pixels as stored, unless the annotated size fits only the turned image
