@@ -31,7 +31,7 @@ LAMBDAS = {
     "enh": 3.0,  # λ9, l_enh_GAN
     "id_obj": 1.0,  # λ10, l_obj_id
     "id_bg": 3.0,  # λ11, l_bg_id
-    "teach": 10.0,  # Deviation: ours, what the box teacher (crf.py) says of m, x seen in other colours
+    "teach": 30.0,  # Deviation: ours, what the box teacher (crf.py) says of m, x seen in other colours
     "fill": 15.0,  # Deviation: ours, a hole cut out of y and filled by G_inp's first U-Net, against y
 }
 VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
