@@ -424,7 +424,7 @@ def test_options_that_argparse_refuses(call, tmp_path, argv, text):
     assert code == 2 and text in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["cut", "remove", "paste", "export"])
+@pytest.mark.parametrize("command", ["cut", "remove", "paste", "move", "export"])
 def test_help_shows_defaults_that_are_some(command, capsys):
     with pytest.raises(SystemExit):
         photo.main([command, "--help"])
@@ -452,7 +452,7 @@ def test_our_own_mistakes_are_no_broken_photographs(call, tmp_path, monkeypatch,
     def fail(*_):
         raise error("ours")
 
-    monkeypatch.setattr(edit, "_cutout", fail)
+    monkeypatch.setattr(edit, "_colours", fail)
     with pytest.raises(error, match="ours"):
         call("cut", "--images", folder_of(tmp_path, "a.png", "b.png"), "--boxes", boxes_of(tmp_path, "a.png", "b.png"),
              "--out", tmp_path / "out")
