@@ -179,12 +179,15 @@ def open_image(path, turn=None, convert=None):
         raise OSError(f"cannot read the image {path} ({reason}): replace or remove it") from error
 
 
-def open_mask(path):
-    """The mask at `path` as a PIL image of mode L, OBJECT where it is bright, VOID or 0. OSError if it is none."""
-    return open_image(path, convert=_to_mask)
+def open_mask(path, soft=False):
+    """The mask at `path` as a PIL image of mode L, OBJECT where it is bright, VOID or 0. OSError if it is none.
+
+    soft: with its values as they are, 0..255 of alpha.
+    """
+    return open_image(path, convert=_to_alpha if soft else lambda image: _to_alpha(image).point(_MASK_VALUES))
 
 
-def _to_mask(image):
+def _to_alpha(image):
     grey = image.mode in ("1", "L") or image.mode.startswith("I")
     if not grey or image.has_transparency_data:
         opaque = not image.has_transparency_data or image.convert("RGBA").getextrema()[3][0] == 255
@@ -195,7 +198,7 @@ def _to_mask(image):
     brightest, white = image.getextrema()[1], 65535 if image.mode[0] == "I" else 255
     if 0 < brightest < white / 2:
         raise ValueError(f"its brightest value is {brightest}: in a mask white, {white}, is object")
-    return to_rgb(image).convert("L").point(_MASK_VALUES)
+    return to_rgb(image).convert("L")
 
 
 _MASK_VALUES = [OBJECT if grey > VOID else VOID if grey == VOID else 0 for grey in range(256)]

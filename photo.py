@@ -1,13 +1,18 @@
-"""Cut, remove, paste in your own photographs, at the photographs' own size.
+"""Cut, remove, paste, move in your own photographs, at the photographs' own size.
 
     python photo.py cut dog.jpg --name dogs --box 820,410,600,450
     python photo.py remove dog.jpg --name dogs --box 820,410,600,450
     python photo.py paste dog.jpg --name dogs --box 820,410,600,450 --background beach.jpg --at 100,900
+    python photo.py move dog.jpg --name dogs --box 820,410,600,450 --at 100,900
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
+    python photo.py cut dog.jpg --name dogs --mask corrected.png  # your own mask in place of the box and of G_seg's
+    python photo.py boxes photos --out boxes.html                # a page on which to draw boxes
     python photo.py export --name dogs --out exported            # the generators for other programs
 
 Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png, OUT/cut_mask/dog.jpg.png; so in removed,
-removed_mask, pasted, coarse (z), pasted_mask; those of its second object end in _2. From Python: photos/edit.py.
+removed_mask, pasted, coarse (z), pasted_mask, moved, moved_mask; those of its second object end in _2. Each of several
+objects is moved in a result of its own. Masks have 255 for the object, values between for its soft edge. From Python:
+photos/edit.py.
 """
 import argparse
 import os
@@ -18,14 +23,14 @@ from tqdm import tqdm
 
 from crops.detector import load_detector
 from images import UserError, printable
-from photos import edit, export, files, jobs
+from photos import boxes, edit, export, files, jobs
 from running import options
 from running.checkpoint import load_model
 from running.folder import alone_in
 from running.options import names, number, numbers, whole
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
-            "paste": "the object on a background"}
+            "paste": "the object on a background", "move": "the object elsewhere in its photograph"}
 MOST_PX = 1000  # by which a mask is widened: its time grows with them
 
 
@@ -33,15 +38,21 @@ def get_args_parser():
     parser = options.make_parser("photo.py", __doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in COMMANDS.items():
-        add_options(options.add_command(commands, command, text), command)
+        add = options.add_command(commands, command, text)
+        add_photographs(add.add_argument_group("photographs"), command)
+        add_options(add, command)
     add = options.add_command(commands, "export", "the generators as torch.export programs and ONNX").add_argument
     options.add_trained(add)
     add("--out", required=True, metavar="DIR", help="folder for the programs")
+    add = options.add_command(commands, "boxes", "a page to draw boxes on, for --boxes and prepare.py").add_argument
+    add("images", metavar="DIR", help="the folder of photographs; the page shows them from where they are")
+    add("--out", default="boxes.html", metavar="FILE", help="the page, which a browser opens from disk")
+    add("--overwrite", action="store_true", help="replace a page that exists; boxes drawn on it are kept")
     return parser
 
 
-def add_options(parser, command):
-    group = parser.add_argument_group("photographs")
+def add_photographs(group, command):
+    """The options that say which photographs, which objects in them, and where to."""
     one = group.add_mutually_exclusive_group(required=True).add_argument
     one("image", nargs="*", default=[], help="the photograph, or several of a folder")
     one("--images", metavar="DIR", help="a folder of photographs in place of one")
@@ -51,6 +62,11 @@ def add_options(parser, command):
     one("--boxes", metavar="FILE|DIR|detect",
         help="boxes of many photographs, of any format that `prepare.py boxes` knows or the .jsonl of `prepare.py "
              "detect`; detect = look for objects")
+    one("--mask", action="append", metavar="FILE",
+        help="your own mask in place of a box and of the model's mask: white = object, grey = its soft edge, as large "
+             "as the upright photograph; give it again for further objects")
+    one("--masks", metavar="DIR",
+        help="such masks of many photographs, with their names: dog.png or dog.jpg.png")
     add = group.add_argument
     add("--classes", type=names, default=(), metavar="A,B", help="only objects of these classes")
     add("--score", type=number(0, 1), default=0.8, help="least score of a detected object, also of a .jsonl's, 0..1")
@@ -58,8 +74,14 @@ def add_options(parser, command):
     if command == "paste":
         add("--background", required=True, metavar="FILE|DIR",
             help="what to paste onto; from a folder one is drawn for each object")
-        add("--at", type=numbers(2, 4), metavar="X,Y[,W,H]",
-            help="the object's box on the background, px [in the middle, as large as it is]")
+    if command in ("paste", "move"):
+        where = "once moved, px" if command == "move" else "on the background, px [in the middle, as large as it is]"
+        add("--at", type=numbers(2, 4), required=command == "move", metavar="X,Y[,W,H]",
+            help=f"the object's box (with --mask: the mask's extent) {where}")
+
+
+def add_options(parser, command):
+    """The options of the model, the result and the mask."""
     add = parser.add_argument_group("model").add_argument
     options.add_trained(add)
     options.add_gpu(add)
@@ -70,17 +92,18 @@ def add_options(parser, command):
     add("--format", choices=tuple(f for f in files.FORMATS if (command, f) != ("cut", "jpg")), default="png",
         help="of images" + "; jpg loses detail everywhere" * (command != "cut"))
     add("--overwrite", action="store_true", help="replace results that exist")
-    if command != "cut":
+    if command in ("remove", "paste"):
         add("--raw", action="store_true", help="change the whole crop as the network does, not only the object's place")
-    if command == "remove":
+    if command in ("remove", "move"):
         add("--detail", action=argparse.BooleanOptionalAction, default=True,
             help="give the fill detail copied from around the hole [yes]")
     group = parser.add_argument_group("mask")
     group.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True,
                        help="draw the mask to the photograph's colours inside the box, by a colour CRF [yes]")
+    widened = {"cut": 0, "paste": 0, "remove": "one pixel of the crop", "move": "0; the hole one pixel of the crop"}
     one = group.add_mutually_exclusive_group().add_argument
     one("--dilate", type=whole(0, MOST_PX), metavar="PX",
-        help=f"widen the mask, px of the photograph [{'one pixel of the crop' if command == 'remove' else 0}]")
+        help=f"widen the mask, px of the photograph [{widened[command]}]")
     one("--erode", type=whole(0, MOST_PX), metavar="PX", help="narrow the mask, px of the photograph")
 
 
@@ -93,7 +116,7 @@ def edit_photographs(args):
     todo, failures = jobs.find_jobs(args)
     device = options.pick_device(args.gpu)
     model = load_model(options.checkpoint_path(args), device)
-    if args.command == "remove":
+    if args.command in ("remove", "move"):
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
     with alone_in(args.out, "choose another --out"):
@@ -132,13 +155,22 @@ def export_programs(args):
     return 1 if any(d is not None and not d < export.TOLERANCE for d in differences.values()) else 0
 
 
+def write_boxes_page(args):
+    """Write the page; returns the exit code: 1 if photographs were left out."""
+    count, problems = boxes.write_page(args.images, args.out, args.overwrite)
+    print(f"{args.out} shows {count} photographs: open it in a browser, draw, and save boxes.csv")
+    if problems:
+        print(f"photo.py: {len(problems)} left out:", *map(printable, problems), sep="\n  ", file=sys.stderr)
+    return 1 if problems else 0
+
+
 def run(argv):
     argv = list(argv)
     for i in range(len(argv) - 1, 0, -1):  # argparse would take -40,200 for an option
         if argv[i - 1] in ("--box", "--at") and argv[i][:1] == "-":
             argv[i - 1:i + 1] = [f"{argv[i - 1]}={argv[i]}"]
     args = get_args_parser().parse_args(argv)
-    return export_programs(args) if args.command == "export" else edit_photographs(args)
+    return {"export": export_programs, "boxes": write_boxes_page}.get(args.command, edit_photographs)(args)
 
 
 def main(argv=None):

@@ -1,6 +1,6 @@
-"""Cut, remove and paste in photographs of any size.
+"""Cut, remove, paste and move in photographs of any size.
 
-In reading order: edit (the three operations), matting (between a crop and the photograph's resolution), detail (for
-fills, from around them), files (photographs as files), jobs (which photographs, which boxes, what the results are
-called), export (the generators for other programs).
+In reading order: edit (the operations), matting (between a crop and the photograph's resolution), detail (for
+fills, from around them), files (photographs as files), jobs (which photographs, which boxes or masks, what the
+results are called), export (the generators for other programs), boxes (the page to draw boxes on, boxes.html).
 """

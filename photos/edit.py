@@ -1,9 +1,12 @@
-"""Cut an object out of a photograph, remove it, or paste it elsewhere, at the photograph's own size.
+"""Cut an object out of a photograph, remove it, paste it elsewhere, or move it, at the photograph's own size.
 
     cutout, mask = edit.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
+    cutout, mask = edit.cut(model, Image.open("dog.jpg"), mask=Image.open("corrected.png"))
 
 Photographs are PIL images of any mode and are not changed. Boxes are x, y, width, height in pixels of the photograph as
-viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L, 255 = object.
+viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L, 255 = object,
+values between are its alpha. A mask of one's own, of the photograph's upright size, takes the place of a box and of
+G_seg's mask, and is used as it is.
 `model` is that of any method (see running/methods.py), such as `SEIGAN.load` gives.
 
 The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
@@ -15,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageChops
 
 import crf
 import losses
@@ -42,43 +46,52 @@ class Paste(NamedTuple):
     mask: Image.Image  # m on the background; where this is 0, every pixel of z is the background's
 
 
+class Move(NamedTuple):
+    image: Image.Image  # the photograph with the object elsewhere
+    mask: Image.Image  # where it was and where it is; where this is 0, every pixel is the photograph's
+
+
 class Crop(NamedTuple):
     """What the networks see of a photograph, and where it lies."""
+    box: tuple  # x, y, w, h of the object
     seen: np.ndarray  # the photograph, transparency over white, (H, W, 3) uint8
     window: tuple  # of the crop, see `matting`
     region: tuple  # the photograph's pixels in it
     x: torch.Tensor  # (1, 3, S, S) in [-1, 1]
-    m: torch.Tensor  # G_seg(x), refined or not, (1, 1, S, S) in [0, 1]
+    m: torch.Tensor  # G_seg(x), refined or not, or the mask of one's own, (1, 1, S, S) in [0, 1]
     alpha: np.ndarray  # m at the photograph's resolution over `region`, uint8
 
 
-def cut(model, image: Image.Image, box, dilate: int = 0, refine: bool = True) -> Cut:
+def cut(model, image: Image.Image, box=None, dilate: int = 0, refine: bool = True, mask=None) -> Cut:
     """Cut out the object in `box`, with a soft mask, and edge colours freed of the surroundings.
 
     Args:
         dilate: widen the mask by this many pixels; negative = narrow it.
         refine: draw the model's mask to the photograph's colours inside the box (`crf.refine_box`).
+        mask: one's own, in place of `box`. The mask of a cut gives the same cut again.
 
-    Raises UserError for a box without area or outside the image.
+    Raises UserError for a box without area or outside the image, and for a mask of another size or without object.
     """
     image = files.normalise(image)
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate, refine)
-    place = matting.inside(part.region, (0, 0))
+    part = _part(model, seen, box, mask, dilate, refine)
     colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
-    colours[place], alpha[place] = _cutout(part, transparency)
+    alpha[matting.inside(part.region, (0, 0))] = _limited(part, transparency)
+    if extent := _extent(alpha):  # the colours follow from the mask alone, wherever it came from
+        part = _around(model, seen, alpha, extent)
+        colours[matting.inside(part.region, (0, 0))] = _colours(part)
     return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
 
 
-def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = None, raw: bool = False,
-           refine: bool = True, detail: bool = True) -> Removal:
+def remove(model, image: Image.Image, box=None, seed: int = 0, dilate: int | None = None, raw: bool = False,
+           refine: bool = True, detail: bool = True, mask=None) -> Removal:
     """Remove the object in `box`: x_hat = G_inp((1-m)*x) in its place.
 
     Args:
         seed: of the noise; the same seed gives the same image.
         dilate: widen the hole by this many pixels, negative = narrow it; default one pixel of the networks' crop.
         raw: change the whole crop as G_inp does, not only the hole and its rim; without copied detail.
-        refine: as for `cut`.
+        refine, mask: as for `cut`.
         detail: give the fill the detail of what surrounds it (`detail.copied`).
 
     Raises UserError as `cut`, and for a model without G_inp.
@@ -86,7 +99,8 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
     require_inpainting(model)
     image = files.normalise(image)
     rgb, transparency, seen = files.split(image)
-    part = _segment(model, seen, box, refine=refine)
+    room = (3, 2) if dilate is None else (2, max(dilate, 0))  # the hole is wider than the mask, and tapers beside it
+    part = _part(model, seen, box, mask, refine=refine, room=room)
     cell = max(part.window[2:]) / model.size  # one pixel of the crop, in the photograph's
     hole = _hole(part.alpha, cell, dilate)
     fill, change, known = _inpaint(model, part, hole, seed, raw)
@@ -113,13 +127,13 @@ def remove(model, image: Image.Image, box, seed: int = 0, dilate: int | None = N
 
 
 def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed: int = 0, dilate: int = 0,
-          raw: bool = False, refine: bool = True) -> Paste:
+          raw: bool = False, refine: bool = True, mask=None) -> Paste:
     """Paste the object in `box` onto `background`: y_hat = G_enh(z), z = m*x + (1-m)*y; z for a model without G_enh.
 
     Args:
         at: x, y of the object's box on the background, pixels, and its w, h if it is to be resized; it may cross the
             border. Default: in the middle, made smaller if it does not fit.
-        seed, dilate, refine: as for `remove` and `cut`.
+        seed, dilate, refine, mask: as for `remove` and `cut`. With a mask the object's box is the mask's extent.
         raw: change the whole crop of the background as G_enh does, not only the object.
 
     Raises UserError as `cut`, and for an `at` outside the background.
@@ -127,14 +141,15 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
     background = files.normalise(background)
     image = files.to_profile(files.normalise(image), background.info.get("icc_profile"))
     transparency, seen = files.split(image)[1:]
-    part = _segment(model, seen, box, dilate, refine)
-    at = _position(at, box, background.size)
-    window, region, cutout = _move(np.dstack(_cutout(part, transparency)), part, box, at, background.size)
+    part = _part(model, seen, box, mask, dilate, refine)
+    at = _position(at, part.box, background.size)
+    cutout = np.dstack([_colours(part), _limited(part, transparency)])
+    window, region, cutout = _shift(cutout, part, at, background.size)
     rgb, backing, seen = files.split(background)
     z = losses.paste(part.x, _tensor(matting.crop(seen, window, model.size, model.size), part.x), part.m)
     y_hat = z if getattr(model, "enhance", None) is None else model.enhance(z, seed)
     change = matting.Planes(_planes(y_hat - z) * 127.5, window)
-    out, coarse, mask = rgb.copy(), rgb.copy(), np.zeros(rgb.shape[:2], np.uint8)
+    out, coarse, placed = rgb.copy(), rgb.copy(), np.zeros(rgb.shape[:2], np.uint8)
     backing = None if backing is None else backing.copy()
     down, across = matting.taper(region, background.size, 0.1 * window[2], 0.1 * window[3])
     for strip in matting.strips(region):
@@ -149,8 +164,17 @@ def paste(model, image: Image.Image, box, background: Image.Image, at=None, seed
         coarse[place] = pixels + 0.5
         weight = (down[local[0]] * across)[..., None] if raw else m
         out[place] = np.clip(pixels + weight * change.at(strip) + 0.5, 0, 255)
-        mask[place] = cutout[local][..., 3]
-    return Paste(*(files.merge(pixels, backing, background) for pixels in (out, coarse)), Image.fromarray(mask))
+        placed[place] = cutout[local][..., 3]
+    return Paste(*(files.merge(pixels, backing, background) for pixels in (out, coarse)), Image.fromarray(placed))
+
+
+def move(model, image: Image.Image, box=None, at=None, seed: int = 0, dilate: int | None = None, refine: bool = True,
+         detail: bool = True, mask=None) -> Move:
+    """Move the object to `at`: `remove` it, then `paste` it on what is left. Arguments and errors are theirs; the two
+    places may overlap."""
+    removal = remove(model, image, box, seed, dilate, refine=refine, detail=detail, mask=mask)
+    pasted = paste(model, image, box, removal.image, at, seed, dilate or 0, refine=refine, mask=mask)
+    return Move(pasted.image, ImageChops.lighter(removal.mask, pasted.mask))
 
 
 def detect(detector, image: Image.Image, score: float = 0.8, classes=()) -> list:
@@ -181,12 +205,58 @@ def box_problem(box, size, where="the image"):
     return None
 
 
+def mask_problem(mask, size):
+    """What is wrong with a mask of one's own, in one line; None if it is as large as the photograph, of `size` upright,
+    and has an object."""
+    if mask.size != size:
+        return (f"the mask has {mask.width} x {mask.height} pixels, its photograph {size[0]} x {size[1]} upright: "
+                "give one of that size")
+    if not np.asarray(mask).any():
+        return "the mask is 0 everywhere: it must be white, 255, on the object"
+    return None
+
+
 # --- between the photograph and the networks ---
 
 
 def crop_rule(model) -> Rules:
     """How a model's crops are cut; that of §4.2 where it does not know."""
     return Rules(**(model.config.get("crop_rule") or {}))
+
+
+def _part(model, seen, box, mask, dilate=0, refine=True, room=(0, 0)) -> Crop:
+    """The object's Crop: around its box, with G_seg's mask, or around a mask of one's own. room: for `_around`."""
+    if (box is None) == (mask is None):
+        raise ValueError("an object takes either a box or a mask")
+    if mask is None:
+        return _segment(model, seen, box, dilate, refine)
+    if problem := mask_problem(mask, seen.shape[1::-1]):
+        raise UserError(problem)
+    alpha = np.asarray(mask.convert("L"))
+    box, wide = _extent(alpha), matting.grow(alpha, dilate)
+    return _around(model, seen, wide, _extent(wide) or box, room)._replace(box=box)
+
+
+def _around(model, seen, alpha, box, room=(0, 0)) -> Crop:
+    """The Crop around `box`, cut by the model's rule, of a mask (H, W) uint8 of the whole photograph.
+
+    room: pixels of the crop and pixels of the photograph to leave beside the box at least, where the rule leaves less.
+    """
+    x0, y0, w, h = object_window(box, crop_rule(model))
+    long = max(w, h, (max(box[2:]) + 2 * room[1]) / (1 - 2 * room[0] / model.size))
+    beside = 2 * (room[0] * long / model.size + room[1]) if any(room) else 0
+    wider, higher = max(box[2] + beside - w, 0), max(box[3] + beside - h, 0)
+    window = (x0 - wider / 2, y0 - higher / 2, w + wider, h + higher)
+    region = matting.hull(window, *seen.shape[1::-1])
+    x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
+    alpha = alpha[matting.inside(region, (0, 0))]
+    return Crop(box, seen, window, region, x, _shrink(alpha, window, region, x), alpha)
+
+
+def _extent(alpha):
+    """x, y, w, h of what a mask (H, W) has above 0; None where that is nothing."""
+    extent = Image.fromarray(alpha).getbbox()
+    return extent and (*extent[:2], extent[2] - extent[0], extent[3] - extent[1])
 
 
 def _segment(model, seen, box, dilate=0, refine=True) -> Crop:
@@ -198,14 +268,16 @@ def _segment(model, seen, box, dilate=0, refine=True) -> Crop:
     x = _tensor(matting.crop(seen, window, model.size, model.size), model.box)
     local = [(box[0] - window[0]) / window[2], (box[1] - window[1]) / window[3],
              box[2] / window[2], box[3] / window[3]]
-    m = model.segment(x, local)
+    m = fine = model.segment(x, local)
     if refine:
-        m = crf.refine_box(x, m, torch.tensor([local], device=x.device), getattr(model, "crf_bias", 0.0))
-    alpha = matting.upsample_mask(seen, m[0, 0].cpu().numpy(), window, region)
+        finer = _tensor(matting.crop(seen, window, 2 * model.size, 2 * model.size), model.box)
+        fine = crf.refine_box(finer, m, torch.tensor([local], device=x.device), getattr(model, "crf_bias", 0.0))
+        m = F.avg_pool2d(fine, 2)
+    alpha = matting.upsample_mask(seen, fine[0, 0].cpu().numpy(), window, region)
     if dilate:
         alpha = matting.grow(alpha, dilate)
         m = _shrink(alpha, window, region, m)
-    return Crop(seen, window, region, x, m, alpha)
+    return Crop(box, seen, window, region, x, m, alpha)
 
 
 def _hole(alpha, cell, dilate):
@@ -229,13 +301,16 @@ def _inpaint(model, part, hole, seed, raw):
     return np.clip(_planes(x_hat + 1) * 127.5 - error, 0, 255), change, known
 
 
-def _cutout(part, transparency):
-    """The object's colours (h, w, 3) and alpha (h, w) over part.region; less alpha where the photograph has less."""
+def _colours(part):
+    """The object's colours (h, w, 3) over part.region."""
     fine = (4 * n for n in part.m.shape[-2:])
-    colours, alpha = matting.foreground(part.seen, part.alpha, part.window, part.region, *fine), part.alpha
-    if transparency is not None:
-        alpha = (alpha * (transparency[matting.inside(part.region, (0, 0))] / 255) + 0.5).astype(np.uint8)
-    return colours, alpha
+    return matting.foreground(part.seen, part.alpha, part.window, part.region, *fine)
+
+
+def _limited(part, transparency):
+    """part.alpha, but no more than the photograph's own alpha (H, W), if it has one."""
+    return part.alpha if transparency is None else np.minimum(
+        part.alpha, transparency[matting.inside(part.region, (0, 0))])
 
 
 def _shrink(alpha, window, region, like):
@@ -268,10 +343,10 @@ def _position(at, box, size):
     return at
 
 
-def _move(cutout, part, box, at, size):
-    """The cut-out (h, w, 4) over part.region, moved from `box` to `at` on a background of `size`: the crop's window
+def _shift(cutout, part, at, size):
+    """The cut-out (h, w, 4) over part.region, moved from its box to `at` on a background of `size`: the crop's window
     there, the region in it, and the cut-out over that. Without a change of size it is moved by whole pixels."""
-    x0, y0, w, h = part.window
+    (x0, y0, w, h), box = part.window, part.box
     scale_x, scale_y = at[2] / box[2], at[3] / box[3]
     if scale_x == scale_y == 1:
         window = (x0 + round(at[0] - box[0]), y0 + round(at[1] - box[1]), w, h)
