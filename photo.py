@@ -5,6 +5,7 @@
     python photo.py paste dog.jpg --name dogs --box 820,410,600,450 --background beach.jpg --at 100,900
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
     python photo.py export --name dogs --out exported            # the generators for other programs
+    python photo.py export --weights --name dogs --out dogs.pt   # to share: then --weights dogs.pt for --name dogs
 
 Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png, OUT/cut_mask/dog.jpg.png; so in removed,
 removed_mask, pasted, coarse (z), pasted_mask; those of its second object end in _2. From Python: photos/edit.py.
@@ -17,10 +18,11 @@ import time
 from tqdm import tqdm
 
 from crops.detector import load_detector
-from images import UserError, printable
+from images import UserError, printable, written_whole
 from photos import edit, export, files, jobs
 from running import options
-from running.checkpoint import load_model
+from running.card import model_card
+from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
 from running.folder import alone_in
 from running.options import names, number, numbers, whole
 
@@ -35,8 +37,10 @@ def get_args_parser():
     for command, text in COMMANDS.items():
         add_options(options.add_command(commands, command, text), command)
     add = options.add_command(commands, "export", "the generators as torch.export programs and ONNX").add_argument
-    options.add_trained(add)
-    add("--out", required=True, metavar="DIR", help="folder for the programs")
+    options.add_trained(add, nargs="?", const=True, help="without FILE: write the weights alone, to share, and a card")
+    add("--out", required=True, metavar="DIR|FILE.pt", help="folder for the programs, file for the weights")
+    add("--data", metavar="TEXT", help="for the card: what the model was trained on")
+    add("--licence", metavar="TEXT", help="for the card: of the data and the weights")
     return parser
 
 
@@ -85,11 +89,12 @@ def add_options(parser, command):
 def edit_photographs(args):
     """Work through the photographs; returns the exit code: 1 if some failed."""
     started = time.perf_counter()
-    args.out = args.out or os.path.join("results", args.name, "photos")
+    path = options.checkpoint_path(args)
+    args.out = args.out or os.path.join("results", options.results_name(args), "photos")
     jobs.check(args)
     todo, failures = jobs.find_jobs(args)
     device = options.pick_device(args.gpu)
-    model = load_model(options.checkpoint_path(args), device)
+    model = load_model(path, device)
     if args.command == "remove":
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
@@ -115,8 +120,27 @@ def work_through(args, todo, worker, failures):
     return counts
 
 
+def export_weights(args):
+    """Write the weights to share, and their card."""
+    args.weights, (stem, ending) = None, os.path.splitext(args.out)
+    path = options.checkpoint_path(args)
+    if ending != ".pt":
+        raise UserError(f"--out must be a file that ends in .pt, for the weights, got {args.out}")
+    for file in (args.out, f"{stem}.md"):
+        if os.path.lexists(file):
+            raise UserError(f"{file} exists: choose another --out")
+    state = load_checkpoint(path)
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    save_checkpoint(args.out, shared(build_model(state, path), state))
+    with written_whole(f"{stem}.md") as file:
+        file.write(model_card(args.out, state, args).encode())
+    print(f"{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB; {stem}.md is its card")
+
+
 def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
+    if args.data or args.licence:
+        raise UserError("--data and --licence are for the card of weights: --weights writes them")
     model = load_model(options.checkpoint_path(args))
     with alone_in(args.out, "choose another --out"):
         differences = export.export_model(model, args.out)
@@ -134,7 +158,9 @@ def run(argv):
         if argv[i - 1] in ("--box", "--at") and argv[i][:1] == "-":
             argv[i - 1:i + 1] = [f"{argv[i - 1]}={argv[i]}"]
     args = get_args_parser().parse_args(argv)
-    return export_programs(args) if args.command == "export" else edit_photographs(args)
+    if args.command != "export":
+        return edit_photographs(args)
+    return export_weights(args) if args.weights is True else export_programs(args)
 
 
 def main(argv=None):

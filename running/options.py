@@ -21,6 +21,7 @@ from images import UserError, printable
 UNPRINTABLE = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
                          r"\ud800-\udfff]")
 LARGEST = 2**63 - 1
+MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models")
 
 
 class Help(argparse.HelpFormatter):
@@ -102,15 +103,28 @@ def add_gpu(add):
     add("--gpu", type=whole(-1), help="number of the GPU, -1 = CPU [the first GPU if there is one]")
 
 
-def add_trained(add):
-    """Which trained model: --name, --checkpoint, --checkpoints_dir; `checkpoint_path` of them is its file."""
-    add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
+def add_trained(add, **more):
+    """Which trained model: --name, --checkpoint, --checkpoints_dir, or --weights; `checkpoint_path` of them is its
+    file, `results_name` what its results go by. more: of --weights, besides."""
+    add("--name", type=plain_name, help="the run's name: its folder under --checkpoints_dir")
     add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
     add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
+    add("--weights", **{"metavar": "FILE", "help": "a model of `photo.py export --weights` in place of a run's"} | more)
 
 
 def checkpoint_path(args):
-    return os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
+    """The file of the model that the options of `add_trained` name. UserError where they name none, or two."""
+    if args.weights and args.name:
+        raise UserError(f"--name {args.name} and --weights {args.weights} are two models: give one of them")
+    if not args.weights and not args.name:
+        raise UserError(f"no model is named: give --name, of a run of train.py, or --weights, a file such as those in "
+                        f"{MODELS}")
+    return args.weights or os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
+
+
+def results_name(args):
+    """The name of the run, or of the file of weights without its ending."""
+    return args.name or os.path.splitext(os.path.basename(args.weights))[0]
 
 
 def pick_device(gpu=None):
