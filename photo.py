@@ -65,7 +65,7 @@ def add_options(parser, command):
             help="the object's box on the background, px [in the middle, as large as it is]")
     add = parser.add_argument_group("model").add_argument
     options.add_trained(add)
-    options.add_gpu(add)
+    options.add_device(add)
     add("--seed", type=whole(), default=0, help="of the noise and of the choice of backgrounds")
     add = parser.add_argument_group("result").add_argument
     add("--out", metavar="DIR", help="folder for the results [results/NAME/photos]")
@@ -93,7 +93,7 @@ def edit_photographs(args):
     args.out = args.out or os.path.join("results", options.results_name(args), "photos")
     jobs.check(args)
     todo, failures = jobs.find_jobs(args)
-    device = options.pick_device(args.gpu)
+    device = options.pick_device(args.device)
     model = load_model(path, device)
     if args.command == "remove":
         edit.require_inpainting(model)

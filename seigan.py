@@ -108,7 +108,7 @@ class SEIGAN(nn.Module):
                            grow_hole=grow_hole, box_prior=box_prior, box=list(box), crop_rule=crop_rule,
                            lambdas=self.lambdas)
         self.size, self.box_prior, self.grow_hole = size, box_prior, grow_hole
-        self.register_buffer("box", torch.tensor(box, dtype=torch.float64), persistent=False)
+        self.register_buffer("box", torch.tensor(box, dtype=torch.float32), persistent=False)
 
         self.G_seg = networks.SegmentationNet(ngf, seg_blocks, head_bias)
         self.G_enh = networks.EnhancementNet(ngf, unet_downs, enh_direct)
@@ -163,7 +163,8 @@ class SEIGAN(nn.Module):
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
-        return (self.box if box is None else torch.as_tensor(box, device=self.box.device)).expand(n, 4)
+        box = self.box if box is None else torch.as_tensor(box, dtype=self.box.dtype).to(self.box.device)
+        return box.expand(n, 4)
 
     # --- losses ---
 

@@ -38,7 +38,7 @@ def get_args_parser():
     add("--results_dir", default="results", help="folder for the results")
     add("--dataroot", help="folder of crops [the one trained on]")
     add("--split", default="test", help="part of it to evaluate")
-    options.add_gpu(add)
+    options.add_device(add)
     add("--batch_size", type=options.whole(1), default=16, help="images at a time in each thread")
     add("--threads", type=options.whole(1), default=min(torch.get_num_threads(), 4),
         help="batches in work at once, each in a thread of its own; as many as cores up to 4 [%(default)s]")
@@ -53,7 +53,7 @@ def get_args_parser():
 def run(argv):
     """`python test.py ...`"""
     args, started = get_args_parser().parse_args(argv), time.perf_counter()
-    device, path = options.pick_device(args.gpu), options.checkpoint_path(args)
+    device, path = options.pick_device(args.device), options.checkpoint_path(args)
     state = load_checkpoint(path)
     model = build_model(state, path, device)
     dataroot = args.dataroot or state.get("options", {}).get("dataroot")

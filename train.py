@@ -121,8 +121,8 @@ def pick_device(args, ranks):
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    each_its_own = ranks.count > 1 and args.gpu != -1 and torch.cuda.is_available()
-    return options.pick_device(ranks.local if each_its_own else args.gpu)
+    each_its_own = ranks.count > 1 and args.device not in ("cpu", "mps") and torch.cuda.is_available()
+    return options.pick_device(f"cuda:{ranks.local}" if each_its_own else args.device)
 
 
 def box_teacher(args, crops, sample=128):
@@ -196,7 +196,7 @@ def save_samples(run, crops, device, rows=8):
 def run(argv):
     """`python train.py ...`. Returns the exit code."""
     args, checkpoint = train_options.parse(argv)
-    ranks = Ranks(args.gpu)
+    ranks = Ranks(args.device)
     try:
         if args.demo and ranks.rank == 0 and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
             demo.make_demo(args.dataroot)

@@ -6,14 +6,14 @@ from images import UserError
 from running import methods
 from running.checkpoint import MOST, check_model, load_checkpoint
 from running.folder import previous
-from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, plain_name, whole
+from running.options import add_device, has_bfloat16, make_parser, number, pick_device, plain_name, whole
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
             no_diffaug=True, n_epochs=10)
 # Options that may change when a run is resumed; the others are part of what is being trained.
-RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
+RESUMABLE = {"name", "dataroot", "resume", "device", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
              "on_collapse", "compile"}
 
@@ -37,7 +37,7 @@ def _add_run(add):
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
         help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
              "--help of each lists its own")
-    add_gpu(add)
+    add_device(add)
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
     add("--seed", type=whole(), default=0, help="of weights, order, flips, noise and pools")
     add("--num_threads", type=whole(), default=2, help="processes that load images, 0 = none but this")
@@ -110,7 +110,7 @@ def parse(argv):
                             "another --name begins a new one")
     _check(args)
     if args.amp is None:
-        args.amp = has_bfloat16(pick_device(args.gpu))
+        args.amp = has_bfloat16(pick_device(args.device))
     return args, checkpoint
 
 
@@ -173,7 +173,7 @@ def _check(args):
     problem = methods.load(args.method).problem(args)
     if problem:
         raise UserError(problem)
-    pick_device(args.gpu)
+    pick_device(args.device)
 
 
 def run_folder(args):
