@@ -25,6 +25,7 @@ from running.card import model_card
 from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
 from running.folder import alone_in
 from running.options import names, number, numbers, whole
+from running.run import revision
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
             "paste": "the object on a background"}
@@ -141,9 +142,11 @@ def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
     if args.data or args.licence:
         raise UserError("--data and --licence are for the card of weights: --weights writes them")
-    model = load_model(options.checkpoint_path(args))
+    path = options.checkpoint_path(args)
+    state = load_checkpoint(path)
+    model, about = build_model(state, path), {"mode": state["method"], "revision": revision()}
     with alone_in(args.out, "choose another --out"):
-        differences = export.export_model(model, args.out)
+        differences = export.export_model(model, args.out, None, about)
     for name, difference in differences.items():
         print(f"{os.path.join(args.out, name)}:", "written; onnxruntime, which would check it, is not installed"
               if difference is None else f"differs from the model by at most {difference:.1e}")

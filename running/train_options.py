@@ -1,6 +1,7 @@
 """The options of train.py: those that every method has; a method's own stand in its module as OPTIONS."""
 import argparse
 import os
+from importlib.util import find_spec
 
 from images import UserError
 from running import methods
@@ -15,7 +16,7 @@ DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "device", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
-             "on_collapse", "compile"}
+             "on_collapse", "compile", "tensorboard"}
 
 
 def get_parser(method="seigan"):
@@ -80,6 +81,7 @@ def _add_output(add):
     add("--display_freq", type=whole(1), default=500, help="steps between sample grids")
     add("--save_latest_freq", type=whole(1), default=500, help="steps between checkpoints")
     add("--val_freq", type=whole(1), default=500, help="steps between validations, where val/ has masks")
+    add("--tensorboard", action="store_true", help="log for TensorBoard too, whose package this takes")
     add("--keep", type=whole(), default=1, help="checkpoints before the latest to keep")
     add("--on_collapse", choices=("warn", "stop"), default="warn",
         help="what to do when masks stay empty, full or all the same")
@@ -174,6 +176,8 @@ def _check(args):
     if problem:
         raise UserError(problem)
     pick_device(args.device)
+    if args.tensorboard and not find_spec("tensorboard"):
+        raise UserError("--tensorboard takes a package that is not installed: pip install tensorboard")
 
 
 def run_folder(args):
