@@ -56,15 +56,15 @@ def box_mask(box, height, width, grow=1.0):
     """
     if not grow:
         return torch.ones(len(box), 1, height, width, device=box.device)
-    left, top, w, h = box.double().unbind(1)
+    left, top, w, h = box.float().unbind(1)
 
     def coverage(start, extent, pixels):
         lo = (start + extent * (1 - grow) / 2) * pixels
         hi = lo + extent * grow * pixels
-        i = torch.arange(pixels, device=box.device, dtype=torch.double)
+        i = torch.arange(pixels, device=box.device, dtype=torch.float32)
         return (torch.minimum(i + 1, hi[:, None]) - torch.maximum(i, lo[:, None])).clamp(0, 1)
 
-    return (coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]).float()
+    return coverage(top, h, height)[:, None, :, None] * coverage(left, w, width)[:, None, None, :]
 
 
 def grow(m, pixels):

@@ -8,6 +8,7 @@
     python photo.py cut dog.jpg --name dogs --mask corrected.png  # your own mask in place of the box and of G_seg's
     python photo.py boxes photos --out boxes.html                # a page on which to draw boxes
     python photo.py export --name dogs --out exported            # the generators for other programs
+    python photo.py export --weights --name dogs --out dogs.pt   # to share: then --weights dogs.pt for --name dogs
 
 Results keep the photograph's name, in a folder a kind: OUT/cut/dog.jpg.png, OUT/cut_mask/dog.jpg.png; so in removed,
 removed_mask, pasted, coarse (z), pasted_mask, moved, moved_mask; those of its second object end in _2. Each of several
@@ -22,12 +23,14 @@ import time
 from tqdm import tqdm
 
 from crops.detector import load_detector
-from images import UserError, printable
+from images import UserError, printable, written_whole
 from photos import boxes, edit, export, files, jobs
 from running import options
-from running.checkpoint import load_model
+from running.card import model_card
+from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
 from running.folder import alone_in
 from running.options import names, number, numbers, whole
+from running.run import revision
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
             "paste": "the object on a background", "move": "the object elsewhere in its photograph"}
@@ -42,8 +45,10 @@ def get_args_parser():
         add_photographs(add.add_argument_group("photographs"), command)
         add_options(add, command)
     add = options.add_command(commands, "export", "the generators as torch.export programs and ONNX").add_argument
-    options.add_trained(add)
-    add("--out", required=True, metavar="DIR", help="folder for the programs")
+    options.add_trained(add, nargs="?", const=True, help="without FILE: write the weights alone, to share, and a card")
+    add("--out", required=True, metavar="DIR|FILE.pt", help="folder for the programs, file for the weights")
+    add("--data", metavar="TEXT", help="for the card: what the model was trained on")
+    add("--licence", metavar="TEXT", help="for the card: of the data and the weights")
     add = options.add_command(commands, "boxes", "a page to draw boxes on, for --boxes and prepare.py").add_argument
     add("images", metavar="DIR", help="the folder of photographs; the page shows them from where they are")
     add("--out", default="boxes.html", metavar="FILE", help="the page, which a browser opens from disk")
@@ -84,7 +89,7 @@ def add_options(parser, command):
     """The options of the model, the result and the mask."""
     add = parser.add_argument_group("model").add_argument
     options.add_trained(add)
-    options.add_gpu(add)
+    options.add_device(add)
     add("--seed", type=whole(), default=0, help="of the noise and of the choice of backgrounds")
     add = parser.add_argument_group("result").add_argument
     add("--out", metavar="DIR|FILE", help="folder for the results; of one photograph also a file such as x.png "
@@ -110,12 +115,13 @@ def add_options(parser, command):
 def edit_photographs(args):
     """Work through the photographs; returns the exit code: 1 if some failed."""
     started = time.perf_counter()
-    args.out = args.out or os.path.join("results", args.name, "photos")
+    path = options.checkpoint_path(args)
+    args.out = args.out or os.path.join("results", options.results_name(args), "photos")
     jobs.arrange(args)
     jobs.check(args)
     todo, failures = jobs.find_jobs(args)
-    device = options.pick_device(args.gpu)
-    model = load_model(options.checkpoint_path(args), device)
+    device = options.pick_device(args.device)
+    model = load_model(path, device)
     if args.command in ("remove", "move"):
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
@@ -142,11 +148,32 @@ def work_through(args, todo, worker, failures):
     return counts
 
 
+def export_weights(args):
+    """Write the weights to share, and their card."""
+    args.weights, (stem, ending) = None, os.path.splitext(args.out)
+    path = options.checkpoint_path(args)
+    if ending != ".pt":
+        raise UserError(f"--out must be a file that ends in .pt, for the weights, got {args.out}")
+    for file in (args.out, f"{stem}.md"):
+        if os.path.lexists(file):
+            raise UserError(f"{file} exists: choose another --out")
+    state = load_checkpoint(path)
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    save_checkpoint(args.out, shared(build_model(state, path), state))
+    with written_whole(f"{stem}.md") as file:
+        file.write(model_card(args.out, state, args).encode())
+    print(f"{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB; {stem}.md is its card")
+
+
 def export_programs(args):
     """Export and report; returns the exit code: 1 if a program differs from the model."""
-    model = load_model(options.checkpoint_path(args))
+    if args.data or args.licence:
+        raise UserError("--data and --licence are for the card of weights: --weights writes them")
+    path = options.checkpoint_path(args)
+    state = load_checkpoint(path)
+    model, about = build_model(state, path), {"mode": state["method"], "revision": revision()}
     with alone_in(args.out, "choose another --out"):
-        differences = export.export_model(model, args.out)
+        differences = export.export_model(model, args.out, None, about)
     for name, difference in differences.items():
         print(f"{os.path.join(args.out, name)}:", "written; onnxruntime, which would check it, is not installed"
               if difference is None else f"differs from the model by at most {difference:.1e}")
@@ -170,7 +197,9 @@ def run(argv):
         if argv[i - 1] in ("--box", "--at") and argv[i][:1] == "-":
             argv[i - 1:i + 1] = [f"{argv[i - 1]}={argv[i]}"]
     args = get_args_parser().parse_args(argv)
-    return {"export": export_programs, "boxes": write_boxes_page}.get(args.command, edit_photographs)(args)
+    if args.command == "export":
+        return export_weights(args) if args.weights is True else export_programs(args)
+    return write_boxes_page(args) if args.command == "boxes" else edit_photographs(args)
 
 
 def main(argv=None):

@@ -26,7 +26,7 @@ from crops.index import SPLITS, own_files
 from crops.rules import PRESETS, Rules
 from images import UserError, is_below, printable
 from running.folder import alone_in
-from running.options import add_command, add_gpu, command, make_parser, names, number, pick_device, whole
+from running.options import add_command, add_device, command, make_parser, names, number, pick_device, whole
 
 # --- options ---
 
@@ -82,7 +82,7 @@ def add_sources(commands):
     add("--detector_weights", metavar="FILE",
         help="state dict of torchvision's fasterrcnn_resnet50_fpn [downloaded]")
     add("--boxes", metavar="FILE", help="keeps detections, to go on from later [DATAROOT/detections_SPLIT.jsonl]")
-    add_gpu(add)
+    add_device(add)
 
 
 def add_data_sets(commands):
@@ -236,7 +236,7 @@ def from_cityscapes(args, skips):
 
 
 def from_detector(args, skips):
-    path, device = Path(args.boxes or Path(args.out, f"detections_{args.split}.jsonl")), pick_device(args.gpu)
+    path, device = Path(args.boxes or Path(args.out, f"detections_{args.split}.jsonl")), pick_device(args.device)
     if not args.boxes and not is_below(path.name, args.out):
         raise UserError(f"{path} is a link that leads out of {args.out}: name its file as --boxes")
     model = detector.load_detector(args.detector_weights, device)

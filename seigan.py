@@ -82,7 +82,7 @@ class SEIGAN(nn.Module):
 
     Args:
         size: side in px of the training images; the discriminators' depth must suit it.
-        ngf to box_prior: see `OPTIONS`.
+        ngf to box_prior: see `OPTIONS`; ndf may be 0: generators alone, as in weights to share.
         box: the box that stands for an image's own where none is given (4 fractions).
         crop_rule: how the training crops were cut, {"fit", "object_size", "crop_size"}, None if unknown.
         lambdas: {term: λ}; missing terms have the default of `LAMBDAS`.
@@ -108,14 +108,15 @@ class SEIGAN(nn.Module):
                            grow_hole=grow_hole, box_prior=box_prior, box=list(box), crop_rule=crop_rule,
                            lambdas=self.lambdas)
         self.size, self.box_prior, self.grow_hole = size, box_prior, grow_hole
-        self.register_buffer("box", torch.tensor(box, dtype=torch.float64), persistent=False)
+        self.register_buffer("box", torch.tensor(box, dtype=torch.float32), persistent=False)
 
         self.G_seg = networks.SegmentationNet(ngf, seg_blocks, head_bias)
         self.G_enh = networks.EnhancementNet(ngf, unet_downs, enh_direct)
         self.G_inp = networks.InpaintingNet(ngf, unet_downs, inp_direct)
-        self.D_obj = networks.Discriminator(ndf, n_layers_D)
-        self.D_bg = networks.Discriminator(ndf, n_layers_D)
-        if size < self.D_obj.min_size:
+        if not ndf:
+            self.DISCRIMINATORS, self.scores = (), None
+        self.D_obj, self.D_bg = (networks.Discriminator(ndf, n_layers_D) if ndf else None for _ in range(2))
+        if ndf and size < self.D_obj.min_size:
             raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers")
         taps = losses.vgg_taps(self.lambdas)
         if taps and vgg_state is None:
@@ -162,7 +163,8 @@ class SEIGAN(nn.Module):
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
-        return (self.box if box is None else torch.as_tensor(box, device=self.box.device)).expand(n, 4)
+        box = self.box if box is None else torch.as_tensor(box, dtype=self.box.dtype).to(self.box.device)
+        return box.expand(n, 4)
 
     # --- losses ---
 
@@ -214,7 +216,8 @@ class SEIGAN(nn.Module):
 
     def networks(self, names=None):
         """{name: network} of the networks so named, by default all."""
-        return {name: self.get_submodule(name) for name in names or (*self.GENERATORS, *self.DISCRIMINATORS)}
+        names = (*self.GENERATORS, *self.DISCRIMINATORS) if names is None else names
+        return {name: self.get_submodule(name) for name in names}
 
     def state(self, names=None):
         """{name: state dict}, see `networks`."""

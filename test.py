@@ -24,27 +24,26 @@ from evaluation import charts, page
 from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
 from evaluation.image_scores import FeatureNet
 from images import UserError, save_png, written_whole
-from running import methods
+from running import methods, options
 from running.checkpoint import build_model, load_checkpoint
 from running.folder import Lock, Made
-from running.options import add_gpu, add_trained, checkpoint_path, command, make_parser, pick_device, whole
 
 MADE = ".made"  # lists the files of an evaluation, finished or not
 
 
 def get_args_parser():
-    parser = make_parser("test.py", __doc__.splitlines()[0])
+    parser = options.make_parser("test.py", __doc__.splitlines()[0])
     add = parser.add_argument
-    add_trained(add)
+    options.add_trained(add)
     add("--results_dir", default="results", help="folder for the results")
     add("--dataroot", help="folder of crops [the one trained on]")
     add("--split", default="test", help="part of it to evaluate")
-    add_gpu(add)
-    add("--batch_size", type=whole(1), default=16, help="images at a time in each thread")
-    add("--threads", type=whole(1), default=min(torch.get_num_threads(), 4),
+    options.add_device(add)
+    add("--batch_size", type=options.whole(1), default=16, help="images at a time in each thread")
+    add("--threads", type=options.whole(1), default=min(torch.get_num_threads(), 4),
         help="batches in work at once, each in a thread of its own; as many as cores up to 4 [%(default)s]")
-    add("--seed", type=whole(), default=0, help="of the noise and of which background goes with which object")
-    add("--sheet_rows", type=whole(1), default=12, help="images on the contact sheet, by name")
+    add("--seed", type=options.whole(), default=0, help="of the noise and of which background goes with which object")
+    add("--sheet_rows", type=options.whole(1), default=12, help="images on the contact sheet, by name")
     add("--no_images", action="store_true", help="write figures and sheets only, no folders of PNGs")
     add("--frechet_weights", metavar="NAME[:FILE]",
         help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
@@ -54,7 +53,7 @@ def get_args_parser():
 def run(argv):
     """`python test.py ...`"""
     args, started = get_args_parser().parse_args(argv), time.perf_counter()
-    device, path = pick_device(args.gpu), checkpoint_path(args)
+    device, path = options.pick_device(args.device), options.checkpoint_path(args)
     state = load_checkpoint(path)
     model = build_model(state, path, device)
     dataroot = args.dataroot or state.get("options", {}).get("dataroot")
@@ -63,6 +62,7 @@ def run(argv):
     crops = Crops(dataroot, args.split, model.size, "backgrounds" in methods.load(state["method"]).NEEDS)
     check_names(crops)
     feature_net = FeatureNet(args.frechet_weights).to(device) if args.frechet_weights else None
+    args.name = options.results_name(args)
     folder = os.path.join(args.results_dir, args.name)
     os.makedirs(folder, exist_ok=True)
     with Lock(folder, "give another --results_dir"):
@@ -94,14 +94,15 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
                if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
     figures = {
         "name": args.name, "method": state["method"], "size": model.size, "step": state["step"],
-        "checkpoint": args.checkpoint, "dataroot": str(dataroot), "split": args.split, "seed": args.seed,
+        "checkpoint": os.path.basename(args.weights or args.checkpoint), "dataroot": str(dataroot),
+        "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
         **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
     write_rows(made.path("per_image.csv"), rows)
     page.write_json(made.path("metrics.json"), figures)  # only beside all of its images and rows
-    log = charts.read_log(os.path.join(os.path.dirname(checkpoint_path(args)), "log.jsonl"))
+    log = charts.read_log(os.path.join(args.checkpoints_dir, args.name, "log.jsonl")) if not args.weights else {}
     page.write_index(os.path.dirname(made.path("index.html")), figures, rows, log)
     return figures
 
@@ -178,7 +179,7 @@ def table(figures):
 
 
 def main(argv=None):
-    return command("test.py", run, argv, "stopped; no figures were written")
+    return options.command("test.py", run, argv, "stopped; no figures were written")
 
 
 if __name__ == "__main__":

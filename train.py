@@ -5,8 +5,8 @@
     python train.py --name dogs --resume                   # go on where it stopped, exactly
     torchrun --nproc_per_node=4 train.py --dataroot datasets/dogs --name dogs    # on four GPUs
 
-Writes CHECKPOINTS_DIR/NAME/: config.json, log.jsonl (every term), samples/*.png, latest.pt, the one before it as
-step_*.pt and, where val/ has masks, best.pt. Then `python test.py --name NAME`.
+Writes CHECKPOINTS_DIR/NAME/: index.html, config.json, log.jsonl (every term), samples/*.png, latest.pt, the one
+before it as step_*.pt and, where val/ has masks, best.pt. Then `python test.py --name NAME`.
 
 Exit codes: 0 done, 2 an error, 124 --max_minutes are over, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -26,6 +26,7 @@ from torchvision.utils import make_grid
 import crf
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches, save_image
+from evaluation import page
 from evaluation.evaluate import validate
 from images import UserError
 from running import methods, options, train_options
@@ -89,6 +90,8 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
             save_samples(run, shown, device)
         if val and run.due(args.val_freq):
             look()
+        if run.writes and run.due(args.display_freq):
+            run.write(page.write_run, run.folder, args.name, trainer.step, run.last_step)
         code = run.exit_code(signals)
         if code is not None:
             return code
@@ -121,8 +124,8 @@ def pick_device(args, ranks):
     torch.use_deterministic_algorithms(args.deterministic)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    each_its_own = ranks.count > 1 and args.gpu != -1 and torch.cuda.is_available()
-    return options.pick_device(ranks.local if each_its_own else args.gpu)
+    each_its_own = ranks.count > 1 and args.device not in ("cpu", "mps") and torch.cuda.is_available()
+    return options.pick_device(f"cuda:{ranks.local}" if each_its_own else args.device)
 
 
 def box_teacher(args, crops, sample=128):
@@ -196,7 +199,7 @@ def save_samples(run, crops, device, rows=8):
 def run(argv):
     """`python train.py ...`. Returns the exit code."""
     args, checkpoint = train_options.parse(argv)
-    ranks = Ranks(args.gpu)
+    ranks = Ranks(args.device)
     try:
         if args.demo and ranks.rank == 0 and not os.path.exists(os.path.join(args.dataroot, "test", "crops.json")):
             demo.make_demo(args.dataroot)

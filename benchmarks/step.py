@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.literal import LiteralTrainer
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches
-from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, whole
+from running.options import add_device, has_bfloat16, make_parser, number, pick_device, whole
 from seigan import SEIGAN, Trainer, depth
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -42,7 +42,7 @@ def get_args():
     def wholes(text):
         return [whole(1)(part) for part in text.split(",")]
 
-    add_gpu(add)
+    add_device(add)
     add("--sizes", type=wholes, help="sides in px; else 64,128,256 on a GPU, 64 on a CPU")
     add("--batches", type=wholes, help="images of each kind in a step; else 1,8,32 on a GPU, 1,8 on a CPU")
     for name in PAPER:
@@ -58,7 +58,7 @@ def get_args():
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.device = pick_device(args.gpu)
+    args.device = pick_device(args.device)
     on_cpu = args.device.type == "cpu"
     args.sizes = args.sizes or ([64] if on_cpu else [64, 128, 256])
     args.batches = args.batches or ([1, 8] if on_cpu else [1, 8, 32])

@@ -107,7 +107,7 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     columns = model.scores(made) if getattr(model, "scores", None) else {}
     columns |= enhancement(model, x, made, seed) | {
         f"{fill}_{name}": score(image, y, hole) for fill, image in fills.items() for name, score in MEASURES.items()}
-    columns = {name: values.double().tolist() for name, values in columns.items()}
+    columns = {name: values.tolist() for name, values in columns.items()}
     finer = torch.stack([crops.object(stem, scale=2) for stem in stems]).to(device)
     masks = {"mask": made["mask"]} | from_colours(model, x, finer, made["mask"], box)
     images = {"x": x} | ({} if y is None else {"y": y}) | {"mask": made["mask"],

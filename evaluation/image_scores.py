@@ -20,8 +20,8 @@ FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
 
 def _inside(values, hole):
     """Mean over each hole: values (N, C, H, W) -> (N,); NaN where the hole is empty."""
-    total = (values.mean(1, keepdim=True) * hole).flatten(1).sum(1).double()
-    return total / hole.flatten(1).sum(1).double()  # 0 / 0 = NaN
+    total = (values.mean(1, keepdim=True) * hole).flatten(1).sum(1).cpu().double()  # not all devices have it
+    return total / hole.flatten(1).sum(1).cpu().double()  # 0 / 0 = NaN
 
 
 def mae(image, target, hole):

@@ -100,6 +100,16 @@ def write_index(folder, figures, rows, log=None):
                data=embed(data))
 
 
+def write_run(folder, name, step, last_step, newest=3):
+    """Write folder/index.html of a run that is under way: the curves of its log.jsonl, the newest of its samples/."""
+    main, small = charts.charts(charts.read_log(os.path.join(folder, "log.jsonl")))
+    steps = [int(file.stem) for file in Path(folder, "samples").glob("*.png") if file.stem.isdecimal()]
+    samples = [f'<figure><img src="samples/{n:07d}.png" alt=""><figcaption>step {n}</figcaption></figure>'
+               for n in sorted(steps, reverse=True) if n <= step]
+    write_page(os.path.join(folder, "index.html"), "run.html", name=html.escape(name), step=step, last_step=last_step,
+               samples="\n".join(samples[:newest]), main_charts="".join(main), small_charts="".join(small))
+
+
 def quoted(text):
     """A text as a cell of a CSV file that no spreadsheet takes for a formula: where it might, a ' stands before it."""
     return f"'{text}" if text[:1] and text[0] in "=+-@\t\r'" else text

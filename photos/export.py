@@ -7,7 +7,7 @@ the packages onnx and onnxscript are installed, as .onnx:
     enhance(image, background, mask, noise) -> pasted     y_hat = G_enh(m*x + (1-m)*y)
     inpaint(image, mask, noise) -> removed                x_hat = G_inp((1-m)*x)
 
-What they take and give, and how crops are cut, is told by export.json beside them and in each file (`facts`). Noise is
+What they take and give, and how crops are cut, is told by model.json beside them and in each file (`facts`). Noise is
 an input, so that a program has no random state of its own and the caller decides whether it repeats itself.
 """
 import importlib.util
@@ -123,10 +123,10 @@ def axes(inputs, n, height, width):
     return {name: {0: n} if name == "box" else {0: n, 2: height, 3: width} for name in inputs}
 
 
-def export_model(model, folder: str, onnx: bool | None = None) -> dict:
-    """Write the programs of `model`, which is on the CPU, and export.json to `folder`, and compare each with the model.
+def export_model(model, folder: str, onnx: bool | None = None, about=None) -> dict:
+    """Write the programs of `model`, which is on the CPU, and model.json to `folder`, and compare each with the model.
 
-    onnx: write ONNX as well; None = where its packages are installed.
+    onnx: write ONNX as well; None = where its packages are installed. about: {name: text} to tell beside `facts`.
     Returns {file name: largest difference from the model over several N, H and W, or None if it could not be run}.
     """
     onnx = has("onnx", "onnxscript") if onnx is None else onnx
@@ -135,7 +135,7 @@ def export_model(model, folder: str, onnx: bool | None = None) -> dict:
     for name, (program, network, inputs, output) in PROGRAMS.items():
         if network not in networks:
             continue
-        told[name], path = facts(model, name), os.path.join(folder, name)
+        told[name], path = facts(model, name) | (about or {}), os.path.join(folder, name)
         own, net, stride = networks[network], AnySize(networks[network]), networks[network].stride
         net = Segment(net, model.box_prior) if program is Segment else program(net)
         own = partial(segmented, model) if program is Segment else program(own)
@@ -150,14 +150,14 @@ def export_model(model, folder: str, onnx: bool | None = None) -> dict:
             write(f"{path}.onnx", onnx_program(exported, values, inputs, output, told[name]))
             run = onnx_runner(f"{path}.onnx", inputs) if has("onnxruntime") else None
             differences[f"{name}.onnx"] = compare(own, inputs, stride, model.size, run) if run else None
-    write(os.path.join(folder, "export.json"), json.dumps(told, indent=1).encode())
+    write(os.path.join(folder, "model.json"), json.dumps(told, indent=1).encode())
     return differences
 
 
 def torch_program(exported, told):
-    """The bytes of a .pt2, with `told` as its extra file export.json."""
+    """The bytes of a .pt2, with `told` as its extra file model.json."""
     file = io.BytesIO()  # not the file itself: torch aborts where a disk is full
-    torch.export.save(exported, file, extra_files={"export.json": json.dumps(told)})
+    torch.export.save(exported, file, extra_files={"model.json": json.dumps(told)})
     return file.getvalue()
 
 

@@ -31,7 +31,8 @@ def load_checkpoint(path):
     Raises FileNotFoundError or UserError, in one line, if there is none or it is not one of ours.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir")
+        raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir, or "
+                                "--weights")
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
             _check_archive(archive, os.path.getsize(path))
@@ -101,6 +102,17 @@ def _one_line(path):
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds no model that this code can build ({type(error).__name__}: {reason}): "
                         "take another checkpoint, or the code that wrote it") from error
+
+
+def shared(model, state):
+    """What to share of a checkpoint and the model that `build_model` made of it: the generators as tests use them, in
+    float16, which loading casts back, and the config. UserError where a weight is beyond float16's range."""
+    weights = {name: {key: tensor.half().cpu() for key, tensor in network.items()}
+               for name, network in model.state(model.GENERATORS).items()}
+    if not all(tensor.isfinite().all() for network in weights.values() for tensor in network.values()):
+        raise UserError("a weight is beyond the range of float16: this model cannot be shared")
+    return {"method": state["method"], "step": state["step"], "config": state["config"] | {"ndf": 0}, "networks": {},
+            "averaged": weights, "options": {"crf_bias": model.crf_bias}}
 
 
 def load_model(path, device="cpu"):

@@ -21,6 +21,7 @@ from images import UserError, printable
 UNPRINTABLE = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
                          r"\ud800-\udfff]")
 LARGEST = 2**63 - 1
+MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models")
 
 
 class Help(argparse.HelpFormatter):
@@ -98,41 +99,66 @@ def plain_name(text):
 # --- options that several commands have ---
 
 
-def add_gpu(add):
-    add("--gpu", type=whole(-1), help="number of the GPU, -1 = CPU [the first GPU if there is one]")
+def add_device(add):
+    add("--device", "--gpu", type=device_name, metavar="cpu|cuda[:N]|mps|N",
+        help="where networks run; N = number of the GPU, -1 = CPU [the first GPU if there is one]")
 
 
-def add_trained(add):
-    """Which trained model: --name, --checkpoint, --checkpoints_dir; `checkpoint_path` of them is its file."""
-    add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
+def device_name(text):
+    """"cpu", "mps" or "cuda:N", of these, of "cuda" or of a GPU's number."""
+    found = re.fullmatch(r"cpu|mps|-1|(?:cuda:)?(\d{1,2})|cuda", text, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:N, mps, or a GPU's number up to 99, -1 = CPU, "
+                                         f"got {text!r}")
+    return text if text in ("cpu", "mps") else "cpu" if text == "-1" else f"cuda:{int(found[1] or 0)}"
+
+
+def add_trained(add, **more):
+    """Which trained model: --name, --checkpoint, --checkpoints_dir, or --weights; `checkpoint_path` of them is its
+    file, `results_name` what its results go by. more: of --weights, besides."""
+    add("--name", type=plain_name, help="the run's name: its folder under --checkpoints_dir")
     add("--checkpoint", choices=("latest", "best"), default="latest", help="which of the run's checkpoints")
     add("--checkpoints_dir", default="checkpoints", help="folder of the runs")
+    add("--weights", **{"metavar": "FILE", "help": "a model of `photo.py export --weights` in place of a run's"} | more)
 
 
 def checkpoint_path(args):
-    return os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
+    """The file of the model that the options of `add_trained` name. UserError where they name none, or two."""
+    if args.weights and args.name:
+        raise UserError(f"--name {args.name} and --weights {args.weights} are two models: give one of them")
+    if not args.weights and not args.name:
+        raise UserError(f"no model is named: give --name, of a run of train.py, or --weights, a file such as those in "
+                        f"{MODELS}")
+    return args.weights or os.path.join(args.checkpoints_dir, args.name, f"{args.checkpoint}.pt")
 
 
-def pick_device(gpu=None):
-    """The torch device of a GPU's number; -1 = the CPU, None = the first GPU if there is one. UserError if absent."""
+def results_name(args):
+    """The name of the run, or of the file of weights without its ending."""
+    return args.name or os.path.splitext(os.path.basename(args.weights))[0]
+
+
+def pick_device(name=None):
+    """The torch device of a `device_name`, None = the first CUDA GPU if there is one. UserError if absent."""
     import torch
 
     found = torch.cuda.device_count()
-    if gpu is None:
-        return torch.device("cuda:0" if found else "cpu")
-    if not -1 <= gpu < found:
-        raise UserError(f"--gpu {gpu}: this machine has {found} CUDA GPUs; -1 is the CPU")
-    return torch.device("cpu" if gpu == -1 else f"cuda:{gpu}")
+    device = torch.device(name or ("cuda:0" if found else "cpu"))
+    if device.type == "cuda" and device.index >= found:
+        raise UserError(f"--device {name}, --gpu {device.index}: this machine has {found} CUDA GPUs; -1 is the CPU")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch finds no Apple GPU on this machine; cpu is the CPU")
+    return device
 
 
 def has_bfloat16(device):
-    """Whether `device` has units for bfloat16: GPUs from compute capability 8 on, CPUs with AMX."""
+    """Whether `device` has units for bfloat16: CUDA GPUs from compute capability 8 on, CPUs with AMX."""
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(known.get("amx_bf16"))
 
 
 # --- a command ---

@@ -14,15 +14,15 @@ import torch.distributed as dist
 class Ranks:
     """Rank, world size, local rank; every method is collective."""
 
-    def __init__(self, gpu=None):
-        """gpu: -1 = the CPU; else each process takes the GPU of its own number."""
+    def __init__(self, device=None):
+        """device: of --device; cpu, mps = that; else each process takes the GPU of its own number."""
         torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
         self.rank, self.count, self.local = (
             int(os.environ[k]) if torchrun else default
             for k, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         self.started = self.count > 1 and not dist.is_initialized()
         if self.started:
-            on_gpu = gpu != -1 and torch.cuda.is_available()
+            on_gpu = device not in ("cpu", "mps") and torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.set_device(self.local)
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")

@@ -35,6 +35,7 @@ class Run:
         self.limit = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
         self.best_iou, self.validated_at, self.told = -1.0, 0, 0.0
         self.skips, self.watch, self.meter = SkippedSteps(files), CollapseWatch(), Meter()
+        self.board = None
 
     def __enter__(self):
         """Take the folder: no other process may have it. OSError, in one line, if it cannot be had."""
@@ -46,11 +47,17 @@ class Run:
             self.lock = Lock(self.folder)
             self.log = Log(os.path.join(self.folder, "log.jsonl"), step)
             self.checkpoints = Checkpoints(self.folder, self.args.keep, step)
+            if self.args.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # a package that not everybody has
+
+                self.board = SummaryWriter(self.folder, purge_step=step + 1)
         self.bar = tqdm(total=self.last_step, initial=step, unit="step", disable=None if self.writes else True)
         return self
 
     def __exit__(self, *_):
         self.bar.close()
+        if self.board:
+            self.board.close()
         if self.writes:
             self.log.file.close()
             self.lock.release()
@@ -99,8 +106,7 @@ class Run:
         figures = {k: v / self.ranks.count for k, v in zip(names, self.ranks.reduce(values), strict=True)}
         speed = self.meter.read(self.args.batch_size)
         if self.writes:
-            self.write(self.log.write, {"step": self.trainer.step, **figures, "lr": lr, "skipped": self.skips.total,
-                                        **speed})
+            self.record({**figures, "lr": lr, "skipped": self.skips.total, **speed})
         self.show({k: figures[k] for k in ("total", "bce", "D_obj", "D_bg", "mask_area") if k in figures}, speed)
         kind = self.watch.add(self.trainer.step, figures["mask_fill"], figures["mask_spread"])
         if kind:
@@ -147,6 +153,12 @@ class Run:
         except OSError as error:
             self.say(f"train.py: warning: {error}: going on without it", sys.stderr)
             return False
+
+    def record(self, figures):
+        """Log {name: number} of this step."""
+        self.write(self.log.write, {"step": self.trainer.step, **figures})
+        for name, value in figures.items() if self.board else ():
+            self.write(self.board.add_scalar, name, value, self.trainer.step)
 
     def save(self):
         """Write latest.pt. UserError, and nothing is written, if a weight is not finite."""
@@ -196,7 +208,7 @@ class Run:
             return
         step, self.validated_at = self.trainer.step, self.trainer.step
         if self.writes:
-            self.write(self.log.write, {"step": step, "val_iou": iou / n, "val_mask_area": area / n})
+            self.record({"val_iou": iou / n, "val_mask_area": area / n})
         self.say(f"step {step}: IoU {iou / n:.3f} on val/, mask area {area / n:.3f}")
         if iou / n > self.best_iou:
             before, self.best_iou = self.best_iou, iou / n

@@ -1,21 +1,22 @@
 """The options of train.py: those that every method has; a method's own stand in its module as OPTIONS."""
 import argparse
 import os
+from importlib.util import find_spec
 
 from images import UserError
 from running import methods
 from running.checkpoint import MOST, check_model, load_checkpoint
 from running.folder import previous
-from running.options import add_gpu, has_bfloat16, make_parser, number, pick_device, plain_name, whole
+from running.options import add_device, has_bfloat16, make_parser, number, pick_device, plain_name, whole
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
             no_diffaug=True, n_epochs=10)
 # Options that may change when a run is resumed; the others are part of what is being trained.
-RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
+RESUMABLE = {"name", "dataroot", "resume", "device", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
-             "on_collapse", "compile"}
+             "on_collapse", "compile", "tensorboard"}
 
 
 def get_parser(method="seigan"):
@@ -37,7 +38,7 @@ def _add_run(add):
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
         help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
              "--help of each lists its own")
-    add_gpu(add)
+    add_device(add)
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
     add("--seed", type=whole(), default=0, help="of weights, order, flips, noise and pools")
     add("--num_threads", type=whole(), default=2, help="processes that load images, 0 = none but this")
@@ -80,6 +81,7 @@ def _add_output(add):
     add("--display_freq", type=whole(1), default=500, help="steps between sample grids")
     add("--save_latest_freq", type=whole(1), default=500, help="steps between checkpoints")
     add("--val_freq", type=whole(1), default=500, help="steps between validations, where val/ has masks")
+    add("--tensorboard", action="store_true", help="log for TensorBoard too, whose package this takes")
     add("--keep", type=whole(), default=1, help="checkpoints before the latest to keep")
     add("--on_collapse", choices=("warn", "stop"), default="warn",
         help="what to do when masks stay empty, full or all the same")
@@ -110,7 +112,7 @@ def parse(argv):
                             "another --name begins a new one")
     _check(args)
     if args.amp is None:
-        args.amp = has_bfloat16(pick_device(args.gpu))
+        args.amp = has_bfloat16(pick_device(args.device))
     return args, checkpoint
 
 
@@ -173,7 +175,9 @@ def _check(args):
     problem = methods.load(args.method).problem(args)
     if problem:
         raise UserError(problem)
-    pick_device(args.gpu)
+    pick_device(args.device)
+    if args.tensorboard and not find_spec("tensorboard"):
+        raise UserError("--tensorboard takes a package that is not installed: pip install tensorboard")
 
 
 def run_folder(args):

@@ -1,15 +1,22 @@
 """Exported programs against the model, at sizes that they were not traced with."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from test_photo import picture
 
 import photo
 from baselines.nocycle import NoCycle
 from baselines.supervised import Supervised, Trainer
 from networks import pad_to_multiple
-from photos import export
+from photos import edit, export, onnx_cut
 from running.checkpoint import save_checkpoint
+from running.run import revision
 from seigan import SEIGAN
 
 WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]
@@ -89,7 +96,7 @@ def test_padding_is_the_networks_own(height, width):
 @pytest.mark.parametrize("method, names", [(Supervised, {"segment"}), (NoCycle, {"segment", "enhance"})])
 def test_models_export_the_networks_that_they_have(method, names, tmp_path):
     assert set(export.export_model(build(method), str(tmp_path), onnx=False)) == {f"{name}.pt2" for name in names}
-    assert set(json.loads((tmp_path / "export.json").read_text())) == names
+    assert set(json.loads((tmp_path / "model.json").read_text())) == names
 
 
 def test_without_box_prior(tmp_path):
@@ -99,14 +106,14 @@ def test_without_box_prior(tmp_path):
 
 def test_programs_say_what_they_take(exported):
     model, folder, _ = exported
-    told = json.loads((folder / "export.json").read_text())
+    told = json.loads((folder / "model.json").read_text())
     assert told["segment"]["size"] == 32 and told["segment"]["box_prior"] == 1.1
     assert told["segment"]["crop_rule"] == {"fit": "warp", "object_size": 100, "crop_size": 128}
     assert "by 1.28 in" in told["segment"]["crop"] and "32 x 32 px" in told["segment"]["crop"]
     for name, facts in told.items():
-        inside = {"export.json": ""}
+        inside = {"model.json": ""}
         program = torch.export.load(str(folder / f"{name}.pt2"), extra_files=inside)
-        assert json.loads(inside["export.json"]) == facts
+        assert json.loads(inside["model.json"]) == facts
         assert list(facts["inputs"]) == list(program.graph_signature.user_inputs)
     texts = {k: v for facts in told.values() for k, v in (facts["inputs"] | facts["output"]).items()}
     assert all("float32 (N, " in text for text in texts.values())
@@ -132,7 +139,7 @@ def test_onnx(tmp_path):
     import onnxruntime
 
     model = build()
-    differences = export.export_model(model, str(tmp_path))
+    differences = export.export_model(model, str(tmp_path), about={"mode": "seigan", "revision": "abc1"})
     assert len(differences) == 6 and all(d < 1e-3 for d in differences.values()), differences
     session = onnxruntime.InferenceSession(str(tmp_path / "inpaint.onnx"), providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == ["image", "mask", "noise"]
@@ -145,12 +152,55 @@ def test_onnx(tmp_path):
                           for v in (*takes, output)}
         props = {p.key: p.value for p in program.metadata_props}
         assert props["crop"] == facts["crop"] and props["size"] == "32"
-        assert json.loads(props["inputs"]) == facts["inputs"]
+        assert json.loads(props["inputs"]) == facts["inputs"] and json.loads(props["output"]) == facts["output"]
+        assert json.loads(props["crop_rule"]) == facts["crop_rule"] and float(props["box_prior"]) == 1.1
+        assert props["mode"] == "seigan" and props["revision"] == "abc1"
+        beside = json.loads((tmp_path / "model.json").read_text())[name]
+        assert {k: v if isinstance(v, str) else json.dumps(v) for k, v in beside.items()} == props
     for n, height, width in SIZES:
         image, _, mask, noise, _ = inputs(n, height, width)
         out = session.run(["removed"], {"image": image.numpy(), "mask": mask.numpy(), "noise": noise.numpy()})[0]
         expected = (model.G_inp((1 - mask) * (2 * image - 1), mask, noise)[0] + 1) / 2
         assert torch.allclose(torch.from_numpy(out), expected, atol=1e-3)
+
+
+PHOTOGRAPHS = [((200, 150), (60, 40, 80, 50), "warp"), ((200, 150), (-20, 90, 90, 80), "warp"),
+               ((90, 130), (30.5, 20.25, 41, 77), "keep"), ((640, 480), (100, 50, 500, 400), "keep")]
+
+
+@pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"ONNX NOT TESTED: {', '.join(WITHOUT_ONNX)} not installed")
+def test_the_example_without_torch_cuts_as_photo_does(tmp_path):
+    """Its network mask is that of photo.py; run as a program, torch stays unimported."""
+    import onnxruntime
+
+    sessions = {}
+    for fit in ("warp", "keep"):
+        model = build(Supervised, crop_rule={"fit": fit, "object_size": 100, "crop_size": 128})
+        torch.nn.init.normal_(model.G_seg.head.weight, 0, 0.02)  # so that masks are neither 0 nor 1
+        export.export_model(model, str(tmp_path / fit))
+        sessions[fit] = model, onnxruntime.InferenceSession(str(tmp_path / fit / "segment.onnx"))
+    for size, box, fit in PHOTOGRAPHS:
+        model, session = sessions[fit]
+        image = picture(*size)
+        mask, window = onnx_cut.network_mask(session, image, box)
+        part = edit._segment(model, np.asarray(image), box, refine=False)
+        assert window == pytest.approx(part.window)
+        inside = part.m[0, 0].numpy()
+        assert np.abs(mask - inside).max() < 1e-3 and np.ptp(inside) > 0.1
+    image.save(tmp_path / "dog.png")
+    code = ("import runpy, sys; sys.modules['torch'] = None; sys.argv.pop(0); "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code, onnx_cut.__file__, str(tmp_path / "warp" / "segment.onnx"),
+                           str(tmp_path / "dog.png"), "100,50,500,400", str(tmp_path / "cut.png")],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "cut.png") as cut:
+        assert cut.mode == "RGBA" and cut.size == (640, 480) and cut.getpixel((2, 2))[3] == 0
+        assert cut.getchannel("A").getextrema()[1] > 0
+
+
+def test_the_example_is_short():
+    assert Path(onnx_cut.__file__).read_text().count("\n") <= 60
 
 
 def test_command(tmp_path, capsys, monkeypatch):
@@ -163,6 +213,8 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert photo.main([*argv, "exp"]) == 0
     text = capsys.readouterr().out
     assert "segment.pt2: differs from the model by at most" in text and "no ONNX" in text
+    told = json.loads((tmp_path / "out" / "model.json").read_text())["segment"]
+    assert told["mode"] == "supervised" and told["revision"] == revision()
     assert photo.main([*argv, "none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr(export, "export_model", lambda *args: {"segment.pt2": 0.1})

@@ -54,7 +54,7 @@ def in_a_process(rank, port, out):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    ranks = parallel.Ranks(-1)
+    ranks = parallel.Ranks("cpu")
     for i, (mode, lambdas) in enumerate(MODES):
         trainer = double_trainer(mode, lambdas, ranks.average_gradients)
         torch.randn = lambda shape, **_: half_noise(shape, rank)

@@ -67,8 +67,8 @@ def test_a_run_writes_what_it_promises(run, tmp_path):
     code, out = run(f"--name a {SMALL}")
     assert code == 0
     folder = tmp_path / "a"
-    assert sorted(os.listdir(folder)) == [".lock", "best.pt", "config.json", "latest.pt", "log.jsonl", "samples",
-                                          "step_0000006.pt"]
+    assert sorted(os.listdir(folder)) == [".lock", "best.pt", "config.json", "index.html", "latest.pt", "log.jsonl",
+                                          "samples", "step_0000006.pt"]
     lines = records(folder)
     training, validation = [r for r in lines if "total" in r], [r for r in lines if "val_iou" in r]
     assert [r["step"] for r in training] == [2, 4, 6, 8] and [r["step"] for r in validation] == [3, 6, 8]
