@@ -12,6 +12,13 @@ from running.options import add_gpu, has_bfloat16, make_parser, number, pick_dev
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
             no_diffaug=True, n_epochs=10)
+# What --paper changes: all that the paper does otherwise, or does not have (docs/reproduce.md); and CycleGAN's
+# schedule, half of the epochs at the full rate and half of decay. λ3 is for sums at 128 px.
+PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, no_flip=True, ema=0.0, amp=False,
+             crf_bias=0.0, head_bias=0.0, lr_seg=1.0, seg_transposed=True, enh_direct=True, inp_direct=True,
+             grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0, lambda_inp2=1.0,
+             lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
+PAPERS = ("seigan", "nocycle", "supervised")  # the methods that the paper has
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
              "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
@@ -21,7 +28,7 @@ RESUMABLE = {"name", "dataroot", "resume", "gpu", "checkpoints_dir", "num_thread
 def get_parser(method="seigan"):
     """The parser of a method's training: the only list of options, with defaults and help."""
     parser = make_parser("train.py", "Train SEIGAN, or a method to compare it with.",
-                         usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]")
+                         usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [--paper] [options]")
     _add_run(parser.add_argument_group("run").add_argument)
     _add_training(parser.add_argument_group("training").add_argument)
     _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
@@ -33,6 +40,8 @@ def _add_run(add):
     add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
     add("--dataroot", help="folder with train/ and test/, as `python prepare.py` makes it")
     add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
+    add("--paper", action="store_true", help="the letter of the paper in place of the defaults, which takes VGG-19's "
+        "weights; what is given beside it holds: --no-SWITCH undoes a switch, --X undoes --no_X")
     add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
         help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
@@ -54,7 +63,7 @@ def _add_training(add):
     add("--beta1", type=number(0, 0.999), default=0.5, help="Adam's momentum")
     add("--ema", type=number(0, 0.5), default=0.2,
         help="mean age of the averaged weights used in tests, as a share of the steps so far; 0 = none")
-    add("--no_flip", action="store_true", help="do not flip images left-right")
+    _add_switch(add, "no_flip", "do not flip images left-right")
     add("--crf_bias", type=number(),
         help="of the colour CRF that teaches G_seg and, in tests and photo.py, refines masks: added to every pixel's "
              "logit, more makes larger masks [the least of 0, 2, 4 whose masks of training crops fill their boxes]")
@@ -68,11 +77,18 @@ def _add_method(add, own):
     """The method's own options: the type of a default is that of the option, False a switch."""
     for name, (default, least, text) in own.items():
         if default is False:
-            add(f"--{name}", action="store_true", help=text)
+            _add_switch(add, name, text)
         else:
             kind = {int: whole, float: number}.get(type(default))
             bounds = () if least is None else (least,)
             add(f"--{name}", type=kind(*bounds) if kind else str, default=default, help=text)
+
+
+def _add_switch(add, name, text):
+    """--NAME and, not in --help, its opposite, for what --demo or --paper switched on: --no-NAME, or --X of --no_X."""
+    add(f"--{name}", action="store_true", help=text)
+    opposite = name.removeprefix("no_") if name.startswith("no_") else f"no-{name}"
+    add(f"--{opposite}", action="store_false", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_output(add):
@@ -94,13 +110,16 @@ def parse(argv):
     first.add_argument("--method", "--mode", choices=tuple(methods.METHODS), default="seigan")
     first.add_argument("--name", type=plain_name)
     first.add_argument("--checkpoints_dir", default="checkpoints")
-    for flag in ("--resume", "--demo"):
+    for flag in ("--resume", "--demo", "--paper"):
         first.add_argument(flag, action="store_true")
     known, _ = first.parse_known_args(argv)
     checkpoint = _latest_checkpoint(known) if known.resume and known.name else None
     parser = get_parser(checkpoint["method"] if checkpoint else known.method)
     if known.demo:
         parser.set_defaults(**DEMO)
+    if known.paper:
+        half = parser.get_default("n_epochs") // 2
+        parser.set_defaults(**PAPER, n_epochs=half, n_epochs_decay=half)
     if checkpoint:
         args = _resumed(parser, argv, checkpoint["options"])
     else:
@@ -164,6 +183,8 @@ def _is_value(action, value):
 
 def _check(args):
     """UserError where options contradict each other or the machine."""
+    if args.paper and args.method not in PAPERS:
+        raise UserError(f"--paper is for {', '.join(PAPERS)}: the paper has no method {args.method}")
     if args.dataroot is None:
         raise UserError("--dataroot is missing: the folder that `python prepare.py` made, or use --demo")
     if args.size % 4:
