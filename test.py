@@ -28,6 +28,7 @@ from running import methods
 from running.checkpoint import build_model, load_checkpoint
 from running.folder import Lock, Made
 from running.options import add_gpu, add_trained, checkpoint_path, command, make_parser, pick_device, whole
+from running.origin import origin
 
 MADE = ".made"  # lists the files of an evaluation, finished or not
 
@@ -96,7 +97,8 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
         "name": args.name, "method": state["method"], "size": model.size, "step": state["step"],
         "checkpoint": args.checkpoint, "dataroot": str(dataroot), "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
-        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None}
+        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None,
+        "origin": origin(device, crops)}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
     write_rows(made.path("per_image.csv"), rows)
