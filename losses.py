@@ -51,29 +51,29 @@ def hole_mae(image, target, hole):
     return ((_full_precision(image) - _full_precision(target)).abs() * hole).mean()
 
 
-def gram(features):
+def gram(features, bare=False):
     """Gram matrix G_ij = Σ_k F_ik F_jk / (C·H·W) of each image (§3.2), in float32 or finer.
 
     features: (N, C, H, W) -> (N, C, C). Deviation: divided by C·H·W, so that layers of all sizes
-    weigh alike; the paper prints the bare sum.
+    weigh alike; the paper prints the sum, which is that of `bare`.
     """
     n, c, h, w = features.shape
     f = _full_precision(features).reshape(n, c, h * w)
     with torch.autocast(f.device.type, enabled=False):  # half precision overflows in the sum over H·W
-        return f @ f.transpose(1, 2) / (c * h * w)
+        return f @ f.transpose(1, 2) / (1 if bare else c * h * w)
 
 
-def texture(features, target_features, layers):
+def texture(features, target_features, layers, bare=False):
     """l_bg_texture = |Gram(VGG_1(y)) - Gram(VGG_1(ŷ̂))|, averaged over `layers`.
 
-    Features: {layer: (N, C, H, W)}, e.g. of `networks.VGG19Features`.
+    Features: {layer: (N, C, H, W)}, e.g. of `networks.VGG19Features`; bare: see `gram`.
     """
-    terms = [mae(gram(features[k]), gram(target_features[k])) for k in layers]
+    terms = [mae(gram(features[k], bare), gram(target_features[k], bare)) for k in layers]
     return torch.stack(terms).mean()
 
 
 def perceptual(features, target_features, layers):
-    """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over `layers`. Arguments as for `texture`."""
+    """l_perc = |VGG_2(a) - VGG_2(b)|, averaged over `layers`. Features as for `texture`."""
     terms = [mae(features[k], target_features[k]) for k in layers]
     return torch.stack(terms).mean()
 
@@ -87,10 +87,11 @@ def vgg_taps(lambdas):
     return taps + (VGG2 if lambdas["bg_perc"] or lambdas["obj_perc"] else ())
 
 
-def vgg_terms(vgg, lambdas, xs, ys):
+def vgg_terms(vgg, lambdas, xs, ys, bare=False):
     """Those of l_bg_texture, l_bg_perc and l_obj_perc (§3.2, §3.3) whose λ is not 0, unweighted: {term: scalar tensor}.
 
-    vgg: a `networks.VGG19Features`; xs: x and x_hat2, ys: y and y_hat2, (N, 3, H, W). Real images need no graph.
+    vgg: a `networks.VGG19Features`; xs: x and x_hat2, ys: y and y_hat2, (N, 3, H, W); bare: see `gram`. Real images
+    need no graph.
     """
     terms = {}
     if lambdas["bg_texture"] or lambdas["bg_perc"]:
@@ -98,7 +99,7 @@ def vgg_terms(vgg, lambdas, xs, ys):
             real = vgg(ys[0])
         made = vgg(ys[1])
         if lambdas["bg_texture"]:  # |Gram(VGG_1(y)) - Gram(VGG_1(y_hat2))|
-            terms["bg_texture"] = texture(made, real, VGG1)
+            terms["bg_texture"] = texture(made, real, VGG1, bare)
         if lambdas["bg_perc"]:  # |VGG_2(y) - VGG_2(y_hat2)|
             terms["bg_perc"] = perceptual(made, real, VGG2)
     if lambdas["obj_perc"]:  # |VGG_2(x) - VGG_2(x_hat2)|
@@ -156,16 +157,19 @@ def augment(images, rng=None):
 class ReplayPool:
     """A pool of past fakes for the discriminators (§3.4).
 
-    Deviation: CycleGAN's pool; the paper draws the fakes of a step from a pool that all past steps have changed.
-    While it fills, `query` stores and returns the new images. Once full, each new image is, with
-    probability ½, exchanged for a stored one picked at random, which is returned in its place.
+    Deviation: CycleGAN's pool: while it fills, `query` stores and returns the new images; once full, each new image is,
+    with probability ½, exchanged for a stored one picked at random, which is returned in its place.
+    The paper's (`past`): what a step gets is drawn from the pool as all steps before it have left it, and its own
+    images go in after that, for later steps; so the first step alone gets its own.
 
     Args:
         size: images held; 0 returns every image unchanged.
         seed: of the pool's own random generator.
+        past: whether the pool is the paper's.
     """
 
-    def __init__(self, size=50, seed=0):
+    def __init__(self, size=50, seed=0, past=False):
+        self.past = past
         self.size = size
         self.count = 0
         self.images = None  # (size, C, H, W), allocated by the first query
@@ -179,13 +183,15 @@ class ReplayPool:
             self.images = images.new_empty((self.size, *images.shape[1:]))
         exchange = (torch.rand(len(images), generator=self.rng) < 0.5).tolist()
         place = torch.randint(self.size, (len(images),), generator=self.rng).tolist()
-        out = images.clone()
+        drawn = self.past and self.count > 0
+        out = self.images[torch.randint(self.count, (len(images),), generator=self.rng)] if drawn else images.clone()
         for i, image in enumerate(images):
             if self.count < self.size:
                 self.images[self.count] = image
                 self.count += 1
             elif exchange[i]:
-                out[i] = self.images[place[i]]
+                if not self.past:
+                    out[i] = self.images[place[i]]
                 self.images[place[i]] = image
         return out
 

@@ -18,7 +18,7 @@ def norm(channels):
 def init_weights(net, std=0.02):
     """Initialise every convolution of `net` in place: weights N(0, std), biases 0, as CycleGAN."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -98,11 +98,12 @@ class SegmentationNet(nn.Module):
         ngf: channels of the stem; twice and four times as many at the lower resolutions.
         n_blocks: residual blocks at a quarter of the resolution.
         head_bias: initial bias of the last layer, before the sigmoid.
+        transposed: upsample by transposed convolutions, as CycleGAN's ResNet does, and so the paper's.
     """
 
     stride = 4
 
-    def __init__(self, ngf=64, n_blocks=6, head_bias=-2.0):
+    def __init__(self, ngf=64, n_blocks=6, head_bias=-2.0, transposed=False):
         super().__init__()
         layers = [nn.Conv2d(3, ngf, 7, padding=3, padding_mode="reflect"), norm(ngf), nn.ReLU(True)]
         for c in (ngf, 2 * ngf):
@@ -110,7 +111,9 @@ class SegmentationNet(nn.Module):
         layers += [ResidualBlock(4 * ngf) for _ in range(n_blocks)]
         for c in (4 * ngf, 2 * ngf):
             # Deviation: upsampling then convolution; transposed convolutions leave dots in the masks.
-            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1), norm(c // 2), nn.ReLU(True)]
+            up = [nn.ConvTranspose2d(c, c // 2, 3, stride=2, padding=1, output_padding=1)] if transposed else \
+                [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1)]
+            layers += [*up, norm(c // 2), nn.ReLU(True)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(ngf, 1, 7, padding=3, padding_mode="reflect")
         init_weights(self)
@@ -273,22 +276,26 @@ class Discriminator(nn.Module):
     Args:
         ndf: channels of the first layer; doubled by each further one, up to 8 * ndf.
         n_layers: stride-2 layers; the receptive field is 70 px with 3, 142 px with 4, 286 px with 5.
+        whole: side in px of images of which there is one score alone, as the paper's D_bg gives it: the last
+            convolution spans all that is left of them. 0 = a score of each field.
     """
 
-    def __init__(self, ndf=64, n_layers=4):
+    def __init__(self, ndf=64, n_layers=4, whole=0):
         super().__init__()
         layers = [nn.Conv2d(3, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
         channels = [min(2**i, 8) * ndf for i in range(n_layers + 1)]
         for i, (c, d) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
             stride = 2 if i < n_layers - 1 else 1
             layers += [nn.Conv2d(c, d, 4, stride=stride, padding=1), norm(d), nn.LeakyReLU(0.2, True)]
-        layers += [nn.Conv2d(channels[-1], 1, 4, padding=1)]
-        self.body = init_weights(nn.Sequential(*layers))
         # the two stride-1 layers of width 4 need two pixels each after n_layers halvings
         self.min_size = 3 * 2**n_layers
+        left = max(whole, self.min_size) // 2**n_layers - 1  # px a side, before the last layer
+        layers += [nn.Conv2d(channels[-1], 1, left) if whole else nn.Conv2d(channels[-1], 1, 4, padding=1)]
+        self.body = init_weights(nn.Sequential(*layers))
 
     def forward(self, image):
-        """(N, 3, H, W) in [-1, 1] -> scores (N, 1, H', W'), near 1 for real and near 0 for fake."""
+        """(N, 3, H, W) in [-1, 1] -> scores (N, 1, H', W'), near 1 for real and near 0 for fake; H' = W' = 1 where
+        there is one of the whole image."""
         return self.body(image)
 
 
@@ -326,3 +333,20 @@ class VGG19Features(nn.Module):
         """image (N, 3, H, W) in [-1, 1] -> {index: (N, C, H', W')}, one entry a tap."""
         features = self.features(((image + 1) / 2 - self.mean) / self.std)
         return {int(i): h for i, h in features.items()}
+
+
+def vgg19_state(file, taps):
+    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
+    try:
+        if file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            from torchvision.models import VGG19_Weights
+
+            state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
+        VGG19Features(taps, state)
+        return state
+    except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
+        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
+                      "with --vgg_weights FILE, or go on without the terms that need them: --lambda_bg_texture 0 "
+                      "--lambda_bg_perc 0 --lambda_obj_perc 0") from error

@@ -43,7 +43,10 @@ OPTIONS = {
     "ngf": (64, 1, "channels of the generators' first layers"),
     "ndf": (64, 1, "channels of the discriminators' first layers"),
     "n_layers_D": (0, 0, "stride-2 layers of the discriminators, 0 = as many as let each score see the whole image"),
+    "n_layers_D_bg": (0, 0, "stride-2 layers of D_bg, 0 = as many as D_obj has"),
+    "imagegan": (False, None, "D_bg gives one score of the whole image, not one of each field"),
     "seg_blocks": (6, 0, "residual blocks of G_seg"),
+    "seg_transposed": (False, None, "G_seg upsamples by transposed convolutions"),
     "unet_downs": (0, 0, "halvings in each U-Net, 0 = as many as leave 4 px or more"),
     "head_bias": (-2.0, None, "G_seg's initial bias before the sigmoid"),
     "enh_direct": (False, None, "G_enh gives the image, not a residual on z"),
@@ -52,10 +55,12 @@ OPTIONS = {
     "box_prior": (1.1, 0.0, "keep masks in the object's box grown by this factor, 0 = not (the paper)"),
     "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
+    "pool_past": (False, None, "fakes are drawn from the pool as the steps before left it, not exchanged"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
     **{f"lambda_{term}": (value, 0.0, f"λ{i} of the paper" * (i < 12) + "ours" * (i > 11)
        + ", needs VGG-19" * (term in VGG_TERMS))
        for i, (term, value) in enumerate(LAMBDAS.items(), 1)},
+    "gram_sum": (False, None, "Gram matrices as sums, not divided by C·H·W"),
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
 
@@ -82,7 +87,7 @@ class SEIGAN(nn.Module):
 
     Args:
         size: side in px of the training images; the discriminators' depth must suit it.
-        ngf to box_prior: see `OPTIONS`; ndf may be 0: generators alone, as in weights to share.
+        ngf to box_prior, n_layers_D_bg to gram_sum: see `OPTIONS`; ndf may be 0: generators alone, as weights to share.
         box: the box that stands for an image's own where none is given (4 fractions).
         crop_rule: how the training crops were cut, {"fit", "object_size", "crop_size"}, None if unknown.
         lambdas: {term: λ}; missing terms have the default of `LAMBDAS`.
@@ -95,7 +100,8 @@ class SEIGAN(nn.Module):
 
     def __init__(self, size=128, ngf=64, ndf=64, n_layers_D=4, seg_blocks=6, unet_downs=5, head_bias=-2.0,
                  enh_direct=False, inp_direct=False, grow_hole=1, box_prior=1.1, box=(0.0, 0.0, 1.0, 1.0),
-                 crop_rule=None, lambdas=None, vgg_state=None):
+                 crop_rule=None, lambdas=None, vgg_state=None, n_layers_D_bg=0, imagegan=False, seg_transposed=False,
+                 gram_sum=False):
         super().__init__()
         if len(box) != 4:
             raise ValueError(f"box must be left, top, width, height, got {box!r}")
@@ -106,18 +112,21 @@ class SEIGAN(nn.Module):
         self.config = dict(size=size, ngf=ngf, ndf=ndf, n_layers_D=n_layers_D, seg_blocks=seg_blocks,
                            unet_downs=unet_downs, head_bias=head_bias, enh_direct=enh_direct, inp_direct=inp_direct,
                            grow_hole=grow_hole, box_prior=box_prior, box=list(box), crop_rule=crop_rule,
-                           lambdas=self.lambdas)
-        self.size, self.box_prior, self.grow_hole = size, box_prior, grow_hole
+                           lambdas=self.lambdas, n_layers_D_bg=n_layers_D_bg, imagegan=imagegan,
+                           seg_transposed=seg_transposed, gram_sum=gram_sum)
+        self.size, self.box_prior, self.grow_hole, self.gram_sum = size, box_prior, grow_hole, gram_sum
         self.register_buffer("box", torch.tensor(box, dtype=torch.float32), persistent=False)
 
-        self.G_seg = networks.SegmentationNet(ngf, seg_blocks, head_bias)
+        self.G_seg = networks.SegmentationNet(ngf, seg_blocks, head_bias, seg_transposed)
         self.G_enh = networks.EnhancementNet(ngf, unet_downs, enh_direct)
         self.G_inp = networks.InpaintingNet(ngf, unet_downs, inp_direct)
-        if not ndf:
-            self.DISCRIMINATORS, self.scores = (), None
-        self.D_obj, self.D_bg = (networks.Discriminator(ndf, n_layers_D) if ndf else None for _ in range(2))
-        if ndf and size < self.D_obj.min_size:
-            raise ValueError(f"size {size} is too small for discriminators of {n_layers_D} layers")
+        if ndf:
+            self.D_obj = networks.Discriminator(ndf, n_layers_D)
+            self.D_bg = networks.Discriminator(ndf, n_layers_D_bg or n_layers_D, size if imagegan else 0)
+            if size < max(self.D_obj.min_size, self.D_bg.min_size):
+                raise ValueError(f"size {size} is too small for {max(n_layers_D, n_layers_D_bg)} layers in D")
+        else:
+            self.DISCRIMINATORS, self.scores, self.D_obj, self.D_bg = (), None, None, None
         taps = losses.vgg_taps(self.lambdas)
         if taps and vgg_state is None:
             raise ValueError(f"{', '.join(k for k in VGG_TERMS if self.lambdas[k])} take VGG-19's weights: vgg_state")
@@ -187,7 +196,7 @@ class SEIGAN(nn.Module):
             "fill": losses.hole_mae(s.y_coarse, y, s.hole),
         }
         if self.vgg:
-            terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2))
+            terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2), self.gram_sum)
         return {k: v for k, v in terms.items() if self.lambdas[k]}
 
     def discriminator_losses(self, x, y, fakes, look=nn.Identity()):  # noqa: B008 - it has no state
@@ -287,7 +296,8 @@ class Trainer:
 
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
-        lr, beta1, lr_seg, pool_size: see running/options.py and `OPTIONS`; seed: of noise, augmentation and pools.
+        lr, beta1, lr_seg, pool_size, pool_past: see running/train_options.py and `OPTIONS`.
+        seed: of noise, augmentation and pools.
         ema: mean age of the averaged generators' weights, as a share of the steps so far, up to 0.5; 0 = no average.
         diffaug: whether discriminators see images through `losses.augment`.
         amp: whether convolutions run in bfloat16; weights, masks, images and losses stay in float32.
@@ -296,7 +306,7 @@ class Trainer:
     """
 
     def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.2, diffaug=True, seed=0, amp=False,
-                 share=lambda parameters: None):
+                 share=lambda parameters: None, pool_past=False):
         if not 0 <= ema <= 0.5:
             raise ValueError(f"ema must be from 0 to 0.5, got {ema}")
         self.model, self.ema, self.diffaug, self.amp, self.share = model, ema, diffaug, amp, share
@@ -306,7 +316,7 @@ class Trainer:
         # Deviation: G_seg has a rate of its own.
         self.opt_G = losses.adam({generators[0]: lr * lr_seg, generators[1:]: lr}, beta1)
         self.opt_D = losses.adam({self.discriminators: lr}, beta1)
-        self.pools = {k: losses.ReplayPool(pool_size, seed=seed + i) for i, k in enumerate(model.FAKES)}
+        self.pools = {k: losses.ReplayPool(pool_size, seed + i, pool_past) for i, k in enumerate(model.FAKES)}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
         # Deviation: tests use averaged generators.
         shared = {id(network): network for network in (*self.discriminators, model.vgg)}
@@ -394,8 +404,9 @@ class Trainer:
 def problem(args):
     """What contradicts itself in the options, in one line; None if nothing does."""
     terms, n_layers = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}, args.n_layers_D or depth(args.size)
-    if args.size < 3 * 2**n_layers:
-        return f"--size {args.size} is too small for --n_layers_D {n_layers}, which needs {3 * 2**n_layers} px"
+    for name, n in (("n_layers_D", n_layers), ("n_layers_D_bg", args.n_layers_D_bg)):
+        if args.size < 3 * 2**n:
+            return f"--size {args.size} is too small for --{name} {n}, which needs {3 * 2**n} px"
     if not terms:
         return "every λ is 0: nothing to train"
     if args.vgg_weights and not terms & set(VGG_TERMS):
@@ -409,7 +420,8 @@ def depth(size):
 
 def model_config(args, crops):
     """The arguments of `SEIGAN` that options and training crops give."""
-    same = ("size", "ngf", "ndf", "seg_blocks", "head_bias", "enh_direct", "inp_direct", "grow_hole", "box_prior")
+    same = ("size", "ngf", "ndf", "n_layers_D_bg", "imagegan", "seg_blocks", "seg_transposed", "head_bias",
+            "enh_direct", "inp_direct", "grow_hole", "box_prior", "gram_sum")
     return {name: vars(args)[name] for name in same} | {
         "unet_downs": args.unet_downs or depth(args.size), "n_layers_D": args.n_layers_D or depth(args.size),
         "box": torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
@@ -421,27 +433,12 @@ def build(args, crops, device, rank=0):
     """The `Trainer` of a new `SEIGAN`; arguments as in running/methods.py."""
     config = model_config(args, crops)
     taps = losses.vgg_taps(config["lambdas"])
-    model = SEIGAN(**config, vgg_state=vgg_state(args.vgg_weights, taps) if taps else None)
+    model = SEIGAN(**config, vgg_state=networks.vgg19_state(args.vgg_weights, taps) if taps else None)
     return build_trainer(model, args, device, rank)
 
 
 def build_trainer(model, args, device, rank=0):
     """The `Trainer` of a model, with what the options say."""
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
-                   ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + 1_000_000 * rank, amp=args.amp)
-
-
-def vgg_state(file, taps):
-    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
-    try:
-        if file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            from torchvision.models import VGG19_Weights
-
-            state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
-        networks.VGG19Features(taps, state)
-        return state
-    except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
-        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
-                      "with --vgg_weights PATH, or set the λs that need them to 0") from error
+                   ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + 1_000_000 * rank, amp=args.amp,
+                   pool_past=args.pool_past)

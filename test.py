@@ -27,6 +27,7 @@ from images import UserError, save_png, written_whole
 from running import methods, options
 from running.checkpoint import build_model, load_checkpoint
 from running.folder import Lock, Made
+from running.origin import origin
 
 MADE = ".made"  # lists the files of an evaluation, finished or not
 
@@ -97,7 +98,8 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
         "checkpoint": os.path.basename(args.weights or args.checkpoint), "dataroot": str(dataroot),
         "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
-        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None}
+        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None,
+        "origin": origin(device, crops)}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
     write_rows(made.path("per_image.csv"), rows)

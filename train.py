@@ -3,6 +3,7 @@
     python train.py --demo --name demo                     # procedural images, a small model: minutes on a CPU
     python train.py --dataroot datasets/dogs --name dogs   # crops that prepare.py made, on the first GPU if any
     python train.py --name dogs --resume                   # go on where it stopped, exactly
+    python train.py --config checkpoints/dogs/config.json --name again    # the same run once more
     torchrun --nproc_per_node=4 train.py --dataroot datasets/dogs --name dogs    # on four GPUs
 
 Writes CHECKPOINTS_DIR/NAME/: index.html, config.json, log.jsonl (every term), samples/*.png, latest.pt, the one
@@ -10,15 +11,12 @@ before it as step_*.pt and, where val/ has masks, best.pt. Then `python test.py 
 
 Exit codes: 0 done, 2 an error, 124 --max_minutes are over, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
-import hashlib
-import json
 import math
 import multiprocessing
 import os
 import re
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from torchvision.utils import make_grid
@@ -29,7 +27,7 @@ from data import Crops, StepSampler, UnpairedCrops, batches, save_image
 from evaluation import page
 from evaluation.evaluate import validate
 from images import UserError
-from running import methods, options, train_options
+from running import methods, options, origin, train_options
 from running.parallel import Ranks
 from running.run import Run
 from running.watch import catch_signals, leave_signals
@@ -56,11 +54,11 @@ def train(args, ranks, checkpoint=None):
         draws = range((step - 1) * args.batch_size, step * args.batch_size)
         return ", ".join(os.path.relpath(path, args.dataroot) for n in draws for path in dataset.files(n))
 
-    run = Run(args, trainer, last_step, ranks, files, fingerprint(crops))
+    run = Run(args, trainer, last_step, ranks, files, origin.fingerprint(crops))
     if checkpoint:
         resume(run, checkpoint)
     with run, catch_signals() as signals:
-        run.say_options(train_options.get_parser(args.method))
+        run.say_options(train_options.get_parser(args.method), origin.origin(device, crops))
         greet(run, dataset, device)
         code = loop(run, dataset, steps_per_epoch, shown or crops, val, device, signals)
         if code == 0:
@@ -146,15 +144,6 @@ def held_out(args):
     there = [s for s in ("val", "test") if os.path.isdir(os.path.join(args.dataroot, s))]
     shown = Crops(args.dataroot, there[0], args.size, backgrounds=False) if there else None
     return shown, shown if there[:1] == ["val"] and shown.masks else None
-
-
-def fingerprint(crops):
-    """What tells one set of crops from another: a hash of their names and of crops.json."""
-    told = hashlib.sha256(json.dumps([crops.stems, crops.background_stems]).encode())
-    path = Path(crops.root, "crops.json")
-    if path.is_file():
-        told.update(path.read_bytes())
-    return told.hexdigest()
 
 
 def resume(run, checkpoint):

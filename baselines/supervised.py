@@ -34,9 +34,13 @@ Model = Supervised
 
 
 class Trainer:
-    """Adam on the binary cross-entropy of masks, with an averaged G_seg. Arguments as for `seigan.Trainer`."""
+    """Adam on the binary cross-entropy of masks, with an averaged G_seg. Arguments as for `seigan.Trainer`, and
 
-    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None):
+    recolour: whether G_seg sees images in other colours, as SEIGAN's does where the box teacher teaches it.
+    """
+
+    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None, recolour=True):
+        self.recolour = recolour
         self.model, self.ema, self.amp, self.share, self.step = model, ema, amp, share, 0
         self.opt_G = losses.adam({model.G_seg: lr}, beta1)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
@@ -52,7 +56,8 @@ class Trainer:
         model = self.model
         target = self.target(batch)
         with self.autocast():
-            m = model.mask(losses.recolour(batch["x"], self.rng), batch["box"])  # as SEIGAN's teacher has it
+            # Deviation: x in other colours
+            m = model.mask(losses.recolour(batch["x"], self.rng) if self.recolour else batch["x"], batch["box"])
         bce = losses.cross_entropy(m, target)
         applied = losses.update(self.opt_G, bce, self.share)
         self.step += 1
@@ -90,4 +95,4 @@ def problem(args):
 def build(args, crops, device, rank=0, model=Supervised, trainer=Trainer):
     """The trainer of a new model, of the classes given; arguments as in running/methods.py."""
     return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema,
-                   args.seed + 1_000_000 * rank, args.amp)
+                   args.seed + 1_000_000 * rank, args.amp, recolour=args.lambda_teach > 0)

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import shlex
-import subprocess
 import sys
 import time
 
@@ -73,8 +72,8 @@ class Run:
         """Whether something that is done each `every` steps, and after the last, is due now."""
         return self.trainer.step % every == 0 or self.trainer.step == self.last_step
 
-    def say_options(self, parser):
-        """Print the options that differ from the defaults, and keep all of them in config.json."""
+    def say_options(self, parser, origin):
+        """Print the options that differ from the defaults, and keep all of them in config.json, beside their origin."""
         options, defaults = vars(self.args), {k: parser.get_default(k) for k in vars(self.args)}
         self.say("options: " + ", ".join(f"{k} {v}" + f" [{defaults[k]}]" * (defaults[k] is not None)
                                          for k, v in sorted(options.items()) if v != defaults[k]))
@@ -83,9 +82,9 @@ class Run:
         path, commands = os.path.join(self.folder, "config.json"), []
         if self.trainer.step and os.path.exists(path):
             commands = read_json(path, "remove it, and --resume goes on", commands=list)["commands"]
-        record = {"options": options, "commands": [*commands, shlex.join(sys.argv)], "revision": revision()}
+        config = {"options": options, "commands": [*commands, shlex.join(sys.argv)], **origin}
         with written_whole(path) as f:
-            f.write(json.dumps(record, indent=1).encode())
+            f.write(json.dumps(config, indent=1).encode())
 
     def check_applied(self):
         """UserError where not one step of the whole run was applied: its networks are as they began."""
@@ -215,12 +214,3 @@ class Run:
             failed, = self.ranks.reduce([self.writes and not self.write(self.save_best)], "max")
             if failed:  # in the one process that writes, but all must think of the same best
                 self.best_iou = before
-
-
-def revision():
-    """The git revision of this code, "" where that is not known."""
-    try:
-        return subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
-                              capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git on this machine
-        return ""

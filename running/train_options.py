@@ -6,23 +6,30 @@ from importlib.util import find_spec
 from images import UserError
 from running import methods
 from running.checkpoint import MOST, check_model, load_checkpoint
-from running.folder import previous
+from running.folder import previous, read_json
 from running.options import add_device, has_bfloat16, make_parser, number, pick_device, plain_name, whole
 
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
             no_diffaug=True, n_epochs=10)
+# What --paper changes: all that the paper does otherwise, or does not have (docs/reproduce.md); and CycleGAN's
+# schedule, half of the epochs at the full rate and half of decay. λ3 is for sums at 128 px.
+PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, no_flip=True, ema=0.0, amp=False,
+             crf_bias=0.0, head_bias=0.0, lr_seg=1.0, seg_transposed=True, enh_direct=True, inp_direct=True,
+             grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0, lambda_inp2=1.0,
+             lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
+PAPERS = ("seigan", "nocycle", "supervised")  # the methods that the paper has
 # Options that may change when a run is resumed; the others are part of what is being trained.
-RESUMABLE = {"name", "dataroot", "resume", "device", "checkpoints_dir", "num_threads", "n_epochs", "n_epochs_decay",
-             "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep", "max_minutes",
-             "on_collapse", "compile", "tensorboard"}
+RESUMABLE = {"name", "dataroot", "resume", "config", "device", "checkpoints_dir", "num_threads", "n_epochs",
+             "n_epochs_decay", "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep",
+             "max_minutes", "on_collapse", "compile", "tensorboard"}
 
 
 def get_parser(method="seigan"):
     """The parser of a method's training: the only list of options, with defaults and help."""
     parser = make_parser("train.py", "Train SEIGAN, or a method to compare it with.",
-                         usage="train.py --name NAME (--dataroot DIR | --demo | --resume) [options]")
+                         usage="train.py --name NAME (--dataroot DIR | --demo | --resume | --config FILE) [options]")
     _add_run(parser.add_argument_group("run").add_argument)
     _add_training(parser.add_argument_group("training").add_argument)
     _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
@@ -34,7 +41,10 @@ def _add_run(add):
     add("--name", type=plain_name, required=True, help="the run's name: its folder under --checkpoints_dir")
     add("--dataroot", help="folder with train/ and test/, as `python prepare.py` makes it")
     add("--demo", action="store_true", help="train a small model on the demo set, which is made if absent")
+    add("--paper", action="store_true", help="the letter of the paper in place of the defaults, which takes VGG-19's "
+        "weights; what is given beside it holds: --no-SWITCH undoes a switch, --X undoes --no_X")
     add("--resume", action="store_true", help="go on from the run's latest.pt, with the options it began with")
+    add("--config", help="a run's config.json: its options once more, under another --name")
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
         help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
              "--help of each lists its own")
@@ -55,7 +65,7 @@ def _add_training(add):
     add("--beta1", type=number(0, 0.999), default=0.5, help="Adam's momentum")
     add("--ema", type=number(0, 0.5), default=0.2,
         help="mean age of the averaged weights used in tests, as a share of the steps so far; 0 = none")
-    add("--no_flip", action="store_true", help="do not flip images left-right")
+    _add_switch(add, "no_flip", "do not flip images left-right")
     add("--crf_bias", type=number(),
         help="of the colour CRF that teaches G_seg and, in tests and photo.py, refines masks: added to every pixel's "
              "logit, more makes larger masks [the least of 0, 2, 4 whose masks of training crops fill their boxes]")
@@ -69,11 +79,18 @@ def _add_method(add, own):
     """The method's own options: the type of a default is that of the option, False a switch."""
     for name, (default, least, text) in own.items():
         if default is False:
-            add(f"--{name}", action="store_true", help=text)
+            _add_switch(add, name, text)
         else:
             kind = {int: whole, float: number}.get(type(default))
             bounds = () if least is None else (least,)
             add(f"--{name}", type=kind(*bounds) if kind else str, default=default, help=text)
+
+
+def _add_switch(add, name, text):
+    """--NAME and, not in --help, its opposite, for what --demo or --paper switched on: --no-NAME, or --X of --no_X."""
+    add(f"--{name}", action="store_true", help=text)
+    opposite = name.removeprefix("no_") if name.startswith("no_") else f"no-{name}"
+    add(f"--{opposite}", action="store_false", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_output(add):
@@ -96,13 +113,21 @@ def parse(argv):
     first.add_argument("--method", "--mode", choices=tuple(methods.METHODS), default="seigan")
     first.add_argument("--name", type=plain_name)
     first.add_argument("--checkpoints_dir", default="checkpoints")
-    for flag in ("--resume", "--demo"):
+    first.add_argument("--config")
+    for flag in ("--resume", "--demo", "--paper"):
         first.add_argument(flag, action="store_true")
     known, _ = first.parse_known_args(argv)
     checkpoint = _latest_checkpoint(known) if known.resume and known.name else None
-    parser = get_parser(checkpoint["method"] if checkpoint else known.method)
+    repeated = _config(known) if known.config else {}
+    parser = get_parser(checkpoint["method"] if checkpoint else repeated.get("method", known.method))
     if known.demo:
         parser.set_defaults(**DEMO)
+    if known.paper:
+        half = parser.get_default("n_epochs") // 2
+        parser.set_defaults(**PAPER, n_epochs=half, n_epochs_decay=half)
+    if repeated:
+        _check_values(parser, repeated, known.config)
+        parser.set_defaults(**repeated)
     if checkpoint:
         args = _resumed(parser, argv, checkpoint["options"])
     else:
@@ -130,6 +155,27 @@ def _latest_checkpoint(args):
     return checkpoint
 
 
+def _config(args):
+    """The options in a config.json, but for those that say where a run lies and when it ends."""
+    if args.resume or args.demo or args.paper:
+        raise UserError("--config brings all options of its run, and --resume, --demo and --paper do not go with it")
+    options = read_json(args.config, "give the config.json of a run of train.py", options=dict)["options"]
+    if options.get("method") not in [*methods.METHODS]:
+        raise UserError(f"{args.config} names no method of {', '.join(methods.METHODS)}")
+    return {k: v for k, v in options.items() if k not in ("name", "checkpoints_dir", "config", "resume", "max_minutes")}
+
+
+def _check_values(parser, values, source):
+    """UserError where one of {option: value} is no option or not a value of it. source: what to blame."""
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    for key, value in values.items():
+        if key not in actions:
+            raise UserError(f"{source} has --{str(key)[:50]}, which train.py does not have: other code wrote it")
+        if not _is_value(actions[key], value):
+            raise UserError(f"{source}'s --{key} is {str(value)[:50]}, which is no value of that option: it is "
+                            "damaged, or not from train.py")
+
+
 def older_remedy(args):
     """What to do where latest.pt is of no use."""
     older = previous(run_folder(args))
@@ -140,10 +186,8 @@ def older_remedy(args):
 
 def _resumed(parser, argv, saved):
     """The options of a resumed run: `saved`, but for what `argv` gives and may change, and where the run lies."""
-    for action in parser._actions:
-        if action.dest in saved and not _is_value(action, saved[action.dest]):
-            raise UserError(f"the checkpoint's --{action.dest} is {str(saved[action.dest])[:50]}, which is no value of "
-                            "that option: it is damaged, or not from train.py")
+    known = {action.dest for action in parser._actions}
+    _check_values(parser, {key: value for key, value in saved.items() if key in known}, "the checkpoint")
     parser.set_defaults(**{key: value for key, value in saved.items() if key != "checkpoints_dir"})
     args = parser.parse_args(argv)
     for key, value in vars(args).items():
@@ -166,6 +210,8 @@ def _is_value(action, value):
 
 def _check(args):
     """UserError where options contradict each other or the machine."""
+    if args.paper and args.method not in PAPERS:
+        raise UserError(f"--paper is for {', '.join(PAPERS)}: the paper has no method {args.method}")
     if args.dataroot is None:
         raise UserError("--dataroot is missing: the folder that `python prepare.py` made, or use --demo")
     if args.size % 4:

@@ -101,7 +101,8 @@ def written(path, **changes):
     return path
 
 
-@pytest.mark.parametrize("name, value", [("n_layers_D", 10**6), ("unet_downs", 10**6), ("seg_blocks", 10**7),
+@pytest.mark.parametrize("name, value", [("n_layers_D", 10**6), ("n_layers_D_bg", 10**6), ("unet_downs", 10**6),
+                                         ("seg_blocks", 10**7),
                                          ("ngf", 4096), ("ndf", 4000), ("size", 10**9), ("seg_blocks", 200),
                                          ("grow_hole", 10**9), ("ngf", True), ("unet_downs", 12)])
 def test_sizes_are_checked_before_memory_is_taken(tmp_path, name, value):

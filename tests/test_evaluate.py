@@ -107,7 +107,7 @@ def test_command_line_needs_the_name_alone(checkpoints, dataroot, tmp_path):
             "true_area", "baselines", "per_class", "intervals", "inpainting", "enhancement"} <= figures.keys()
     assert figures["n_images"] == 7 and figures["step"] == 1234 and figures["size"] == 32
     assert figures["checkpoint"] == "latest" and figures["method"] == "seigan" and figures["mean_mask_fitted_on"] == 8
-    assert figures["kinds"] == list(KINDS)
+    assert figures["kinds"] == list(KINDS) and figures["origin"].keys() >= {"revision", "dirty", "torch", "crops"}
     assert set(figures["baselines"]) == {"full_mask", "box_mask", "mean_mask", "crf"}
     assert {"iou", "dice", "boundary_f", "mask_area"} <= figures["refined"].keys()
     assert figures["frechet"] is None and figures["resolution"] == "crop"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import equal
 from PIL import Image
 
@@ -285,6 +286,50 @@ def test_config_keeps_the_commands_of_all_lives(run, tmp_path):
     run("--name a --resume --max_minutes 60")
     record = json.load(open(tmp_path / "a" / "config.json"))
     assert len(record["commands"]) == 2 and record["options"]["ngf"] == 4
+
+
+def test_config_says_what_made_the_run(run, tmp_path, dataroot):
+    run(f"--name a {SMALL} --max_minutes 0")
+    record = json.load(open(tmp_path / "a" / "config.json"))
+    assert record["torch"] == torch.__version__ and record["threads"] == torch.get_num_threads()
+    assert record["python"] == sys.version.split()[0] and record["torchvision"] == torchvision.__version__
+    assert record["device"].startswith("cpu: ") and type(record["dirty"]) is bool
+    assert record["crops"] == load_checkpoint(tmp_path / "a" / "latest.pt")["data"] and len(record["crops"]) == 64
+
+
+def test_config_repeats_a_run_to_the_bit(run, tmp_path):
+    run(f"--name a {SMALL} --seed 5 --no_flip --lambda_enh 2 --pool_past --pool_size 3 --max_minutes 60")
+    code, _ = run(f"--name b --config {tmp_path / 'a' / 'config.json'}", root=None)
+    assert code == 0
+    assert equal(training_state(tmp_path / "a" / "latest.pt"), training_state(tmp_path / "b" / "latest.pt"))
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+    options = load_checkpoint(tmp_path / "b" / "latest.pt")["options"]
+    assert options["name"] == "b" and options["seed"] == 5 and options["max_minutes"] is None
+    run("--name b --resume --n_epochs_decay 2", root=None)
+    assert load_checkpoint(tmp_path / "b" / "latest.pt")["step"] == 12
+    run(f"--name c --config {tmp_path / 'a' / 'config.json'} --seed 6 --method seigan")
+    assert not equal(training_state(tmp_path / "a" / "latest.pt"), training_state(tmp_path / "c" / "latest.pt"))
+
+
+def test_config_keeps_the_method(run, tmp_path):
+    run(f"--name a --method supervised {SMALL} --max_minutes 0")
+    assert run(f"--name b --config {tmp_path / 'a' / 'config.json'} --max_minutes 0", root=None)[0] == 124
+    assert load_checkpoint(tmp_path / "b" / "latest.pt")["method"] == "supervised"
+
+
+@pytest.mark.parametrize("text,more,message", [
+    ("{", "", "config.json is damaged, or not what this code writes: give the config.json of a run of train.py"),
+    ('{"options": {}}', "", "names no method of seigan, nocycle"),
+    ('{"options": {"method": "seigan", "nonsense": 1}}', "", "has --nonsense, which train.py does not have"),
+    ('{"options": {"method": "seigan", "ngf": "x"}}', "", "'s --ngf is x, which is no value of that option"),
+    ('{"options": {"method": "seigan"}}', "--paper", "--resume, --demo and --paper do not go with it"),
+    (None, "", "No such file")])
+def test_a_config_that_is_none(run, tmp_path, text, more, message):
+    if text:
+        (tmp_path / "config.json").write_text(text)
+    code, out = run(f"--name a --config {tmp_path / 'config.json'} {more}")
+    assert code == 2 and message in out.err and out.err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_without_git_or_known_boxes(run, tmp_path, monkeypatch):
