@@ -30,7 +30,7 @@ from running.card import model_card
 from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
 from running.folder import alone_in
 from running.options import names, number, numbers, whole
-from running.run import revision
+from running.origin import revision
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
             "paste": "the object on a background", "move": "the object elsewhere in its photograph"}

@@ -16,9 +16,14 @@ def origin(device, crops):
     device: torch's; crops: the `data.Crops` that were read.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    return {"revision": revision(), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
             "device": f"{device.type}: {name}", "threads": torch.get_num_threads(), "crops": fingerprint(crops)}
+
+
+def revision():
+    """The git revision of this code, "" where that is not known."""
+    return git("rev-parse", "HEAD")
 
 
 def git(*words):

@@ -16,7 +16,7 @@ from baselines.supervised import Supervised, Trainer
 from networks import pad_to_multiple
 from photos import edit, export, onnx_cut
 from running.checkpoint import save_checkpoint
-from running.run import revision
+from running.origin import revision
 from seigan import SEIGAN
 
 WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.has(p)]
