@@ -124,7 +124,8 @@ class SEIGAN(nn.Module):
             self.D_obj = networks.Discriminator(ndf, n_layers_D)
             self.D_bg = networks.Discriminator(ndf, n_layers_D_bg or n_layers_D, size if imagegan else 0)
             if size < max(self.D_obj.min_size, self.D_bg.min_size):
-                raise ValueError(f"size {size} is too small for {max(n_layers_D, n_layers_D_bg)} layers in D")
+                deepest = max(n_layers_D, n_layers_D_bg)
+                raise ValueError(f"size {size} is too small for discriminators of {deepest} layers")
         else:
             self.DISCRIMINATORS, self.scores, self.D_obj, self.D_bg = (), None, None, None
         taps = losses.vgg_taps(self.lambdas)

@@ -258,8 +258,9 @@ def test_every_format_gives_the_crops_of_coco(images, tmp_path, write, capsys):
 def test_photo_takes_boxes_of_every_format(images, tmp_path, write):
     folder = tmp_path / "labels_of_it"
     folder.mkdir()
-    args = argparse.Namespace(image=None, images=str(images), boxes=str(write(folder, images, TRUTH)), box=None,
-                              score=0.8, classes=(), out=str(tmp_path / "out"), only=None)
+    args = argparse.Namespace(image=None, masks=None, mask=None, images=str(images), box=None,
+                              boxes=str(write(folder, images, TRUTH)), score=0.8, classes=(),
+                              out=str(tmp_path / "out"), only=None)
     found, problems = jobs.find_jobs(args)
     assert not [text for text in problems if "other_shape" not in text]
     assert {job.file for job in found} == {name for name, (_, _, boxes) in TRUTH.items() if boxes}

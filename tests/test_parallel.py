@@ -37,7 +37,7 @@ def half_noise(shape, rank):
 
 
 def double_trainer(method, lambdas, share=lambda parameters: None):
-    options = {} if method == "supervised" else {"pool_size": 0, "diffaug": False}
+    options = {"recolour": False} if method == "supervised" else {"pool_size": 0, "diffaug": False}
     trainer = trainer_of(tiny(method=method, lambdas=NO_VGG | lambdas).double(), ema=0, **options)
     trainer.share = share
     return trainer
