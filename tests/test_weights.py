@@ -108,6 +108,7 @@ def test_sizes_of_the_networks_are_checked(runs, call, name, value):
         load_model("models/demo.pt")
 
 
+@pytest.mark.slow  # it exports programs, which takes two minutes
 def test_photographs_with_a_file_of_weights(runs, call):
     export(call)
     dog, box = stored(picture(), runs, "dog.png"), ("--box", "30,20,40,30", "--gpu", "-1")
