@@ -44,6 +44,11 @@ def pad_to_multiple(image, multiple):
     return F.pad(image, (0, right, 0, bottom), mode=mode)
 
 
+def depth(size):
+    """The number of halvings that leave 4 px or more of an image of `size` px."""
+    return max(1, size.bit_length() - 3)
+
+
 def box_mask(box, height, width, grow=1.0):
     """The area of a box as a mask: the share of each pixel that it covers.
 
@@ -333,20 +338,3 @@ class VGG19Features(nn.Module):
         """image (N, 3, H, W) in [-1, 1] -> {index: (N, C, H', W')}, one entry a tap."""
         features = self.features(((image + 1) / 2 - self.mean) / self.std)
         return {int(i): h for i, h in features.items()}
-
-
-def vgg19_state(file, taps):
-    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
-    try:
-        if file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            from torchvision.models import VGG19_Weights
-
-            state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True)
-        VGG19Features(taps, state)
-        return state
-    except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
-        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
-                      "with --vgg_weights FILE, or go on without the terms that need them: --lambda_bg_texture 0 "
-                      "--lambda_bg_perc 0 --lambda_obj_perc 0") from error

@@ -8,7 +8,6 @@ left, top, width, height in fractions of the image. x = <O, B_x> shows an object
 This file, networks.py and losses.py can be copied out together.
 """
 import copy
-import math
 from typing import NamedTuple
 
 import torch
@@ -123,9 +122,8 @@ class SEIGAN(nn.Module):
         if ndf:
             self.D_obj = networks.Discriminator(ndf, n_layers_D)
             self.D_bg = networks.Discriminator(ndf, n_layers_D_bg or n_layers_D, size if imagegan else 0)
-            if size < max(self.D_obj.min_size, self.D_bg.min_size):
-                deepest = max(n_layers_D, n_layers_D_bg)
-                raise ValueError(f"size {size} is too small for discriminators of {deepest} layers")
+            if size < (least := max(self.D_obj.min_size, self.D_bg.min_size)):
+                raise ValueError(f"size {size} is too small for the discriminators, which need {least} px")
         else:
             self.DISCRIMINATORS, self.scores, self.D_obj, self.D_bg = (), None, None, None
         taps = losses.vgg_taps(self.lambdas)
@@ -137,8 +135,7 @@ class SEIGAN(nn.Module):
 
     def mask(self, images, box):
         """G_seg(images), with gradients, kept inside the box, which is grown by `box_prior`."""
-        m = self.G_seg(images)
-        # Deviation: the crop rule knows the object's box, so nothing outside it is called object.
+        m = self.G_seg(images)  # Deviation: the crop rule knows the box, so nothing outside it is called object.
         return m * self.allowed(box, m)
 
     def allowed(self, box, m):
@@ -155,7 +152,6 @@ class SEIGAN(nn.Module):
         n, box = len(x), self.boxes(box, len(x))
         noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
         noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
-
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
         hole = (m.detach() >= 0.5).to(m)
@@ -248,10 +244,8 @@ class SEIGAN(nn.Module):
 
     @torch.no_grad()
     def enhance(self, z, seed=0):
-        """y_hat = G_enh(z): a coarse paste z (N, 3, H, W) in [-1, 1] -> the same.
-
-        The noise depends on `seed` alone, so a call is repeatable and the batch size does not matter.
-        """
+        """y_hat = G_enh(z): a coarse paste z (N, 3, H, W) in [-1, 1] -> the same. The noise depends on `seed` alone, so
+        a call is repeatable and the batch size does not matter."""
         return self.G_enh(z, networks.fixed_noise(z, seed))
 
     @torch.no_grad()
@@ -404,7 +398,7 @@ class Trainer:
 
 def problem(args):
     """What contradicts itself in the options, in one line; None if nothing does."""
-    terms, n_layers = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}, args.n_layers_D or depth(args.size)
+    terms, n_layers = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}, args.n_layers_D or networks.depth(args.size)
     for name, n in (("n_layers_D", n_layers), ("n_layers_D_bg", args.n_layers_D_bg)):
         if args.size < 3 * 2**n:
             return f"--size {args.size} is too small for --{name} {n}, which needs {3 * 2**n} px"
@@ -414,17 +408,13 @@ def problem(args):
         return "--vgg_weights is given, but the λs of the terms that read it are all 0: bg_texture, bg_perc, obj_perc"
 
 
-def depth(size):
-    """The number of halvings that leave 4 px or more of an image of `size` px."""
-    return max(1, int(math.log2(size)) - 2)
-
-
 def model_config(args, crops):
     """The arguments of `SEIGAN` that options and training crops give."""
     same = ("size", "ngf", "ndf", "n_layers_D_bg", "imagegan", "seg_blocks", "seg_transposed", "head_bias",
             "enh_direct", "inp_direct", "grow_hole", "box_prior", "gram_sum")
+    deep = networks.depth(args.size)
     return {name: vars(args)[name] for name in same} | {
-        "unet_downs": args.unet_downs or depth(args.size), "n_layers_D": args.n_layers_D or depth(args.size),
+        "unet_downs": args.unet_downs or deep, "n_layers_D": args.n_layers_D or deep,
         "box": torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
         "crop_rule": crops.rules[0] if crops.rules else None,
         "lambdas": {term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}}
@@ -434,8 +424,8 @@ def build(args, crops, device, rank=0):
     """The `Trainer` of a new `SEIGAN`; arguments as in running/methods.py."""
     config = model_config(args, crops)
     taps = losses.vgg_taps(config["lambdas"])
-    model = SEIGAN(**config, vgg_state=networks.vgg19_state(args.vgg_weights, taps) if taps else None)
-    return build_trainer(model, args, device, rank)
+    state = vgg_state(args.vgg_weights, taps) if taps else None
+    return build_trainer(SEIGAN(**config, vgg_state=state), args, device, rank)
 
 
 def build_trainer(model, args, device, rank=0):
@@ -443,3 +433,18 @@ def build_trainer(model, args, device, rank=0):
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
                    ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + 1_000_000 * rank, amp=args.amp,
                    pool_past=args.pool_past)
+
+
+def vgg_state(file, taps):
+    """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
+    from torchvision.models import VGG19_Weights  # the rest of this file needs torch only
+
+    try:
+        state = (torch.load(file, map_location="cpu", weights_only=True) if file else
+                 VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True))
+        networks.VGG19Features(taps, state)
+        return state
+    except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
+        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
+                      "with --vgg_weights FILE, or go on without the terms that need them: --lambda_bg_texture 0 "
+                      "--lambda_bg_perc 0 --lambda_obj_perc 0") from error

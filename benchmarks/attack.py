@@ -10,6 +10,7 @@ outside its folder, two commands that both refuse. Each case depends on the seed
 with a fault. Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there was a fault.
 """
 import argparse
+import faulthandler
 import hashlib
 import importlib
 import json
@@ -139,6 +140,7 @@ def start(words, folder, log):
         for stream in (1, 2):
             os.dup2(out, stream)
         sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+        faulthandler.disable()  # which a test's process may have aimed elsewhere
         os.chdir(folder)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -25,8 +25,9 @@ import data
 import prepare
 import test as entry
 from crops import build, demo
+from networks import depth
 from running.checkpoint import save_checkpoint
-from seigan import SEIGAN, depth
+from seigan import SEIGAN
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.literal import LiteralTrainer
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches
+from networks import depth
 from running.options import add_device, has_bfloat16, make_parser, number, pick_device, whole
-from seigan import SEIGAN, Trainer, depth
+from seigan import SEIGAN, Trainer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)

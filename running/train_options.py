@@ -68,7 +68,7 @@ def _add_training(add):
     _add_switch(add, "no_flip", "do not flip images left-right")
     add("--crf_bias", type=number(),
         help="of the colour CRF that teaches G_seg and, in tests and photo.py, refines masks: added to every pixel's "
-             "logit, more makes larger masks [the least of 0, 2, 4 whose masks of training crops fill their boxes]")
+             "logit, more makes larger masks [the least of 0, .5, 1 whose masks of training crops fill their boxes]")
     add("--amp", action=argparse.BooleanOptionalAction,
         help="convolutions in bfloat16, losses in float32 [where the hardware has units for it]; --no-amp: all in "
              "float32, which is TF32 in the convolutions of GPUs that have it")

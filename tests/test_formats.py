@@ -1,4 +1,7 @@
-"""One set of boxes in every format that other programs write: the same crops, the same boxes for photo.py; traps."""
+"""One set of boxes in every format that other programs write: the same crops, the same boxes for photo.py; traps.
+
+Long, since a writer of each format, independent of the reader, stands here.
+"""
 import argparse
 import csv
 import json

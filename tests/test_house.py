@@ -83,6 +83,15 @@ def test_three_files_train_and_load_alone(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["networks", "losses", "crf"])
+def test_the_mathematics_knows_no_files_and_no_options(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert not called & {"open", "torch.load", "torch.save", "print"}
+    assert not [text for text in texts if " --" in f" {text}"]
+
+
 @pytest.mark.parametrize("name", ["networks", "losses", "images", "crf"])
 def test_these_stand_alone(name, tmp_path):
     shutil.copy(ROOT / f"{name}.py", tmp_path)

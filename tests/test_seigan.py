@@ -528,7 +528,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_discriminators_too_deep_for_the_size():
-    with pytest.raises(ValueError, match="size 16 is too small for discriminators of 4 layers"):
+    with pytest.raises(ValueError, match="size 16 is too small for the discriminators, which need 48 px"):
         SEIGAN(**TINY | {"n_layers_D": 4})
 
 
