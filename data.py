@@ -156,21 +156,22 @@ class UnpairedCrops(Dataset):
         seed: of the orders and the flips.
         flip: whether to flip.
         masks: also give true masks; only objects that have one are drawn. UserError if none has.
+        second: also give the image of an object drawn independently of x, "x_real".
     """
 
-    def __init__(self, crops, seed=0, flip=True, masks=False):
-        self.crops, self.seed, self.flip, self.masks = crops, seed, flip, masks
+    def __init__(self, crops, seed=0, flip=True, masks=False, second=False):
+        self.crops, self.seed, self.flip, self.masks, self.second = crops, seed, flip, masks, second
         self.objects = [s for s in crops.stems if s in crops.masks] if masks else crops.stems
         if not self.objects:
             raise UserError(f"this method learns from masks, and {os.path.join(crops.root, 'masks')} holds none "
                             "of the objects': add them, or train another method")
 
     def __getitem__(self, n):
-        """Draw n >= 0 -> {"x", "y": (3, S, S) in [-1, 1], "box": (4,) fractions, "mask": as of `load_mask`, if asked
-        for}; no "y" where there are no backgrounds."""
+        """Draw n >= 0 -> {"x", "y": (3, S, S) in [-1, 1], "box": (4,) fractions, "mask": as of `load_mask`, and
+        "x_real" (3, S, S), if asked for}; no "y" where there are no backgrounds."""
         stem = self._pick(0, n, self.objects)
         x, box = self.crops.object(stem), self.crops.box(stem)
-        flip_x, flip_y = np.random.default_rng([self.seed, 2, n]).random(2) < 0.5
+        flip_x, flip_y, flip_real = np.random.default_rng([self.seed, 2, n]).random(3) < 0.5
         if self.flip and flip_x:
             x = x.flip(-1)
             box = torch.stack([1 - box[0] - box[2], *box[1:]])
@@ -178,14 +179,17 @@ class UnpairedCrops(Dataset):
         if self.crops.background_stems:
             y = self.crops.background(self._pick(1, n, self.crops.background_stems))
             draw["y"] = y.flip(-1) if self.flip and flip_y else y
+        if self.second:
+            real = self.crops.object(self._pick(3, n, self.objects))
+            draw["x_real"] = real.flip(-1) if self.flip and flip_real else real
         if self.masks:
             mask = self.crops.mask(stem)
             draw["mask"] = mask.flip(-1) if self.flip and flip_x else mask
         return draw
 
     def files(self, n):
-        """Paths of the images of draw n: the object's and, where there are backgrounds, the background's."""
-        paths = [self.crops.objects[self._pick(0, n, self.objects)]]
+        """Paths of the images of draw n: objects' and, where there are backgrounds, the background's."""
+        paths = [self.crops.objects[self._pick(stream, n, self.objects)] for stream in (0, 3)[: 1 + self.second]]
         if self.crops.background_stems:
             paths.append(self.crops.backgrounds[self._pick(1, n, self.crops.background_stems)])
         return paths

@@ -94,7 +94,9 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
     classes = {stem: str(record["class"]) for stem, record in crops.records.items()
                if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
     figures = {
-        "name": args.name, "method": state["method"], "size": model.size, "step": state["step"],
+        "name": args.name, "method": state["method"], "supervision": methods.SUPERVISION[state["method"]],
+        "trained_with_seed": state.get("options", {}).get("seed"), "size": model.size, "step": state["step"],
+        "background_region": model.polarity.background if hasattr(model, "polarity") else None,
         "checkpoint": os.path.basename(args.weights or args.checkpoint), "dataroot": str(dataroot),
         "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
@@ -177,6 +179,11 @@ def table(figures):
     lines.append(f"  mask area {figures['mask_area']:.3f}, true area {figures['true_area']:.3f}; "
                  f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}; "
                  f"refined: mask area {refined['mask_area']:.3f}, boundary F {refined['boundary_f']:.3f}")
+    if figures["background_region"] is not None:
+        inverse, either = (figures["scores"][name] for name in ("iou_inverse", "iou_either"))
+        lines.append(f"  nothing said what the object is: region {figures['background_region']}, which covers the "
+                     f"frame of training images, is the background; inverted {inverse:.3f}; the better of both for "
+                     f"each image, as others publish it, {either:.3f}")
     return "\n".join([*lines, "  " + page.verdict(figures)])
 
 

@@ -40,7 +40,7 @@ def train(args, ranks, checkpoint=None):
     """
     method, device = methods.load(args.method), pick_device(args, ranks)
     crops = Crops(args.dataroot, "train", args.size, "backgrounds" in method.NEEDS)
-    dataset = UnpairedCrops(crops, args.seed, not args.no_flip, "masks" in method.NEEDS)
+    dataset = UnpairedCrops(crops, args.seed, not args.no_flip, "masks" in method.NEEDS, "second" in method.NEEDS)
     steps_per_epoch = max(1, len(dataset.objects) // args.batch_size)
     last_step = steps_per_epoch * (args.n_epochs + args.n_epochs_decay)
     shown, val = held_out(args)
@@ -72,6 +72,8 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
 
     def look():
         """IoU on the held-out masks, at source resolution. A signal ends it; a resume makes up for it."""
+        if not getattr(trainer.averaged, "ready", True):
+            return
         run.validated(validate(trainer.averaged, val, device, args.batch_size,
                                part=slice(ranks.rank, None, ranks.count), stopped=lambda: signals))
 

@@ -70,7 +70,10 @@ def build_model(state, path, device="cpu"):
     with _one_line(path):
         model = methods.load(state["method"]).Model.from_state(state).to(device)
         model.crf_bias = float(state.get("options", {}).get("crf_bias") or 0)  # None where no box was known
-        return model
+    if not getattr(model, "ready", True):
+        raise UserError(f"{path}: step {state['step']} is of the first stage, in which nothing segments yet: train on "
+                        "with --resume")
+    return model
 
 
 def check_model(state, path):

@@ -3,7 +3,10 @@
 A method is a module, with no base class:
 
     OPTIONS     {name: (default, least value or None, help)}, its own options; False is a switch
-    NEEDS       what training crops must have beside objects: of "backgrounds", "masks"
+    NEEDS       what training crops must have beside objects: of "backgrounds", "masks"; "second" asks for another
+                image of an object in each draw, "x_real"
+    DEFAULTS    {name: value}, what it changes in the defaults of the options that all methods have; may be absent
+    PAPER       likewise, what --paper changes; absent where there is no such letter
     problem(args) -> str | None
                 what contradicts itself in the options, in one line
     build(args, crops, device, rank=0) -> trainer
@@ -19,6 +22,9 @@ A method is a module, with no base class:
         enhance(z, seed), inpaint(x, m, seed)       where it can; photo.py uses them
         G_inp                   where it has one, a `networks.InpaintingNet`; the figures of fills use it
         from_state(state)       class method: the model of a checkpoint, ready for inference
+        ready                   False while a first stage lasts, in which nothing segments; absent = True. Until then
+                                `pictures` has no "mask"
+        polarity                of a method that nobody tells which region is the object, a `neighbour.Polarity`
         crf_bias                that of the run, for `crf.refine_box`; running/checkpoint.py sets it
                                 A member that a model does not have is None or absent.
 
@@ -38,6 +44,8 @@ from importlib import import_module
 
 METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised",
            "boxes": "baselines.boxes"}
+# what each learns from, beside images of objects
+SUPERVISION = {"seigan": "boxes, backgrounds", "nocycle": "boxes, backgrounds", "supervised": "masks", "boxes": "boxes"}
 
 
 def load(name):

@@ -106,7 +106,7 @@ class Run:
         speed = self.meter.read(self.args.batch_size)
         if self.writes:
             self.record({**figures, "lr": lr, "skipped": self.skips.total, **speed})
-        self.show({k: figures[k] for k in ("total", "bce", "D_obj", "D_bg", "mask_area") if k in figures}, speed)
+        self.show({k: figures[k] for k in ("total", "bce", "D_obj", "D_bg", "D", "mask_area") if k in figures}, speed)
         kind = self.watch.add(self.trainer.step, figures["mask_fill"], figures["mask_spread"])
         if kind:
             self.collapsed(f"step {self.trainer.step}: {COLLAPSES[kind].format(self.watch.steps)}: docs/training.md "

@@ -19,7 +19,7 @@ PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, 
              crf_bias=0.0, head_bias=0.0, lr_seg=1.0, seg_transposed=True, enh_direct=True, inp_direct=True,
              grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0, lambda_inp2=1.0,
              lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
-PAPERS = ("seigan", "nocycle", "supervised")  # the methods that the paper has
+PAPERS = dict.fromkeys(("seigan", "nocycle", "supervised"), PAPER)  # the methods that the paper has
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "config", "device", "checkpoints_dir", "num_threads", "n_epochs",
              "n_epochs_decay", "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep",
@@ -34,7 +34,19 @@ def get_parser(method="seigan"):
     _add_training(parser.add_argument_group("training").add_argument)
     _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
     _add_output(parser.add_argument_group("output").add_argument)
+    set_defaults(parser, vars(methods.load(method)).get("DEFAULTS", {}))
     return parser
+
+
+def set_defaults(parser, values):
+    """Change the defaults {option: value} of those options that the parser has."""
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{name: value for name, value in values.items() if name in known})
+
+
+def letter(method):
+    """What --paper changes for a method; None where there is no such letter."""
+    return PAPERS.get(method, vars(methods.load(method)).get("PAPER"))
 
 
 def _add_run(add):
@@ -119,12 +131,13 @@ def parse(argv):
     known, _ = first.parse_known_args(argv)
     checkpoint = _latest_checkpoint(known) if known.resume and known.name else None
     repeated = _config(known) if known.config else {}
-    parser = get_parser(checkpoint["method"] if checkpoint else repeated.get("method", known.method))
+    method = checkpoint["method"] if checkpoint else repeated.get("method", known.method)
+    parser = get_parser(method)
     if known.demo:
-        parser.set_defaults(**DEMO)
+        set_defaults(parser, DEMO | vars(methods.load(method)).get("DEFAULTS", {}))
     if known.paper:
         half = parser.get_default("n_epochs") // 2
-        parser.set_defaults(**PAPER, n_epochs=half, n_epochs_decay=half)
+        set_defaults(parser, {"n_epochs": half, "n_epochs_decay": half} | (letter(method) or {}))
     if repeated:
         _check_values(parser, repeated, known.config)
         parser.set_defaults(**repeated)
@@ -210,8 +223,9 @@ def _is_value(action, value):
 
 def _check(args):
     """UserError where options contradict each other or the machine."""
-    if args.paper and args.method not in PAPERS:
-        raise UserError(f"--paper is for {', '.join(PAPERS)}: the paper has no method {args.method}")
+    if args.paper and letter(args.method) is None:
+        papers = [name for name in methods.METHODS if letter(name) is not None]
+        raise UserError(f"--paper is for {', '.join(papers)}: no paper has method {args.method}")
     if args.dataroot is None:
         raise UserError("--dataroot is missing: the folder that `python prepare.py` made, or use --demo")
     if args.size % 4:
