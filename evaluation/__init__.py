@@ -2,6 +2,7 @@
 
 In reading order: mask_scores (IoU at source resolution, baselines, intervals), image_scores (refilled holes, Fréchet
 distance), evaluate (one record an image), charts (curves as SVG), page (index.html and sheets), bradley_terry (ratings
-from votes), study (the human study: `python -m evaluation.study`). The pages are page.html, run.html, ballot.html,
-ratings.html.
+from votes), results (an evaluation, read back), study (the human study: `python -m evaluation.study`), compare (runs
+beside each other: `python -m evaluation.compare`). The pages are page.html, run.html, ballot.html, ratings.html and
+compare.html.
 """
