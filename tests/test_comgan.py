@@ -249,9 +249,10 @@ def test_four_and_four_steps_are_eight(method, change, authors, tmp_path):
 
 @both
 def test_the_second_stage_leaves_the_generator_to_the_bit(method):
-    trainer = trainer_of(method)
+    trainer, tracked = trainer_of(method), "Phi.start.1.num_batches_tracked"
     for i in range(5):
         trainer.train_step(batch(seed=i))
+        assert trainer.averaged.G.state_dict()[tracked] == (0 if i < 4 else 50)  # see `settle`
     G = copy.deepcopy(trainer.averaged.G.state_dict()), copy.deepcopy(trainer.model.G.state_dict())
     for i in range(3):
         trainer.train_step(batch(seed=i))
@@ -262,7 +263,7 @@ def test_batch_statistics_are_measured_anew():
     """The mean over 50 batches, of the averaged weights, in every process the same."""
     trainer, other = trainer_of("dscomgan"), trainer_of("dscomgan", seed=1_000_005)
     for norm in (m for m in trainer.averaged.G.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.running_mean.fill_(9.0)
+        norm.running_mean.fill_(9.0), norm.num_batches_tracked.fill_(7)
     seen, norm = [], next(m for m in trainer.averaged.G.Phi.ups[0].modules() if isinstance(m, nn.BatchNorm2d))
     hook = norm.register_forward_pre_hook(lambda _, h: seen.append((h[0].mean((0, 2, 3)), h[0].var((0, 2, 3)))))
     rng = trainer.rng.get_state()
