@@ -24,7 +24,7 @@ from baselines.comgan_networks import Discriminator, Generator, Segmenter
 
 NEEDS = ()
 OPTIONS = {
-    "first_epochs": (192, 1, "epochs of the first stage, in which the generator learns; S has the others"),
+    "first_epochs": (96, 1, "epochs of the first stage, in which the generator learns; S has the others"),
     "ngf": (16, 1, "channels of the generator's last features; doubled at each halving of their side"),
     "ndf": (32, 1, "channels of the first layers of D_z and D_m"),
     "nz": (64, 1, "numbers in z"),
@@ -36,12 +36,15 @@ OPTIONS = {
                      "dscomgan maps convolved after upsampling, and tiled codes"),
     "no_diffaug": (False, None, "D_z sees images as they are, not augmented"),
     "lambda_binary": (0.1, 0.0, "β, of the generated masks' entropy; it rises over a third of the first stage"),
-    "lambda_cons": (2.0, 0.0, "λ, of |m - S(xc)|"),
+    # Deviation: the paper's 2 leaves S to D_m, and its masks do not fit their images (val IoU .66 against .68 after 300
+    # steps of the second stage on the demo set); it too takes more where that is so.
+    "lambda_cons": (20.0, 0.0, "λ, of |m - S(xc)|"),
 }
-DEFAULTS = dict(size=32, batch_size=32, n_epochs=252, no_diffaug=False, ngf=16, ndf=32)
+# 4,800 and 1,500 steps on the demo set, about 20 minutes of one free core
+DEFAULTS = dict(size=32, batch_size=16, n_epochs=126, lr=4e-4, no_diffaug=False, ngf=16, ndf=32)
 # an average of a fixed rate of .999 is a thousand steps old, of 58,500
-PAPER = dict(size=128, batch_size=90, first_epochs=450, n_epochs=900, n_epochs_decay=0, ema=0.02, amp=False, nz=100,
-             seg_ngf=64, authors_nets=True, no_diffaug=True)
+PAPER = dict(size=128, batch_size=90, first_epochs=450, n_epochs=900, n_epochs_decay=0, lr=2e-4, ema=0.02, amp=False,
+             nz=100, seg_ngf=64, authors_nets=True, no_diffaug=True, lambda_cons=2.0)
 SIZES = ("ngf", "ndf", "nz", "head_width", "head_blocks", "mask_blocks", "seg_ngf", "authors_nets")
 LAST = 1e-9  # as `ema`: an average that is the last weights alone
 SAMPLES = 16  # images that G makes at a time to be looked at

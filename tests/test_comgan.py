@@ -233,7 +233,9 @@ def test_four_and_four_steps_are_eight(method, change, authors, tmp_path):
     whole, half = (trainer_of(method, **config) for _ in range(2))
     logs = [whole.train_step(batch(seed=i)) for i in range(8)]
     [half.train_step(batch(seed=i)) for i in range(4)]
-    half.averaged.pictures(batch()["x"])  # looking changes nothing
+    before = copy.deepcopy(half.state_dict())
+    half.averaged.pictures(batch()["x"])
+    assert equal(before, half.state_dict()) and not half.averaged.training  # looking changes nothing
     torch.save({"config": half.model.config, **half.state_dict()}, tmp_path / "half.pt")
     state = torch.load(tmp_path / "half.pt", weights_only=True)
     rest = trainer_of(method, seed=99, **config)
