@@ -168,7 +168,8 @@ class Trainer(neighbour.Trainer):
         """
         model, x = self.model, batch["x"]
         self.set_rates(lr_factor)
-        z = torch.randn((len(x), model.n_regions, model.nz), generator=self.rng, device=x.device)
+        shape = (len(x), model.n_regions, model.nz)
+        z = torch.randn(shape, generator=self.rng, device=x.device, dtype=x.dtype)
 
         # F, G_k, δ: D only passes gradients on
         model.D.requires_grad_(False)

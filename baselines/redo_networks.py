@@ -225,6 +225,6 @@ class Critic(nn.Module):
 
     def forward(self, image):
         """image (N, 3, S, S) -> (N, outputs), in full precision."""
-        total = self.body(image).float().sum((2, 3))
+        total = self.body(image).to(image).sum((2, 3))
         with torch.autocast(total.device.type, enabled=False):
             return self.head(total)
