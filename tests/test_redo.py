@@ -96,11 +96,15 @@ def test_what_is_not_redrawn_stays_to_the_bit():
 
 
 def gradients(trainer, data):
-    """What the two updates of a step see: the names of all parameters with a gradient and these, at each."""
-    names, seen = {p: name for name, p in trainer.model.named_parameters()}, []
-    trainer.share = lambda parameters: seen.append({names[p]: p.grad.clone() for p in parameters})
+    """{name: gradient} of each parameter that has one at the first update of a step, and those of D at the second;
+    the others' must still be the same then."""
+    seen, model = [], trainer.model
+    trainer.share = lambda parameters: seen.append(
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     trainer.train_step(data)
-    return seen
+    first, second = seen
+    assert equal(first, {name: second.pop(name) for name in first})
+    return first, second
 
 
 def networks_of(grads):
@@ -112,6 +116,7 @@ def test_each_loss_trains_its_own_networks():
     assert networks_of(adversarial) == {"F", "G"}
     both, judge = gradients(build(diffaug=False), batch())
     assert networks_of(both) == {"F", "G", "delta"} and networks_of(judge) == {"D"}
+    assert {name.split(".")[0] for name in (*adversarial, *both)} == {"F", "G", "delta"}
     assert {name.split(".")[0] for name in judge} == {"D"}
 
 
