@@ -216,16 +216,21 @@ def test_four_steps_and_four_more_are_eight(ema):
     assert not equal(whole.state_dict()["networks"], first.state_dict()["networks"])
 
 
-def test_a_step_that_is_not_finite_changes_no_weight():
+@pytest.mark.parametrize("where", ["x", "lambda_z"])
+def test_a_step_that_is_not_finite_changes_no_weight(where):
     trainer = build()
     trainer.train_step(batch())
     before = copy.deepcopy({k: [p.detach() for p in n.parameters()] for k, n in trainer.model.networks().items()})
     background, averaged = trainer.model.polarity.excess.clone(), copy.deepcopy(trainer.averaged.state())
     data = batch(1)
-    data["x"][0, 0, 0, 0] = math.nan
+    if where == "x":
+        data["x"][0, 0, 0, 0] = math.nan
+    else:  # D's loss is finite
+        trainer.lambda_z = math.nan
     assert trainer.train_step(data)["skipped"] == 1 and trainer.step == 2
     assert equal(before, {k: [p.detach() for p in n.parameters()] for k, n in trainer.model.networks().items()})
     assert equal(background, trainer.model.polarity.excess) and equal(averaged, trainer.averaged.state())
+    trainer.lambda_z = 5.0
     assert trainer.train_step(batch(2))["skipped"] == 0
 
 
