@@ -43,10 +43,11 @@ A trainer has
 from importlib import import_module
 
 METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised",
-           "boxes": "baselines.boxes", "comgan": "baselines.comgan", "dscomgan": "baselines.dscomgan"}
+           "boxes": "baselines.boxes", "redo": "baselines.redo", "perturbgan": "baselines.perturbgan",
+           "comgan": "baselines.comgan", "dscomgan": "baselines.dscomgan"}
 # what each learns from, beside images of objects
 SUPERVISION = {"seigan": "boxes, backgrounds", "nocycle": "boxes, backgrounds", "supervised": "masks", "boxes": "boxes",
-               "comgan": "nothing", "dscomgan": "nothing"}
+               **dict.fromkeys(("redo", "perturbgan", "comgan", "dscomgan"), "nothing")}
 
 
 def load(name):
