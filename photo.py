@@ -19,6 +19,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -186,7 +187,8 @@ def export_programs(args):
 def write_boxes_page(args):
     """Write the page; returns the exit code: 1 if photographs were left out."""
     count, problems = boxes.write_page(args.images, args.out, args.overwrite)
-    print(f"{args.out} shows {count} photographs: open it in a browser, draw, and save boxes.csv")
+    address = Path(args.out).absolute().as_uri()
+    print(f"{args.out} shows {count} photographs: open {address} in a browser, draw, and save boxes.csv")
     if problems:
         print(f"photo.py: {len(problems)} left out:", *map(printable, problems), sep="\n  ", file=sys.stderr)
     return 1 if problems else 0
