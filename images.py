@@ -26,7 +26,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF",  # Pillow has others, an
            *["AVIF"] * ("avif" in features.get_supported_modules()), *["HEIF"] * bool(pillow_heif))
 # what reads images of these kinds, by which their files begin, where it is absent
 NEEDED = {b"ftypavif": "Pillow 11.3 or later", **dict.fromkeys(
-    (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"), "the package pillow-heif (pip install pillow-heif)")}
+    (b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
+    "the package pillow-heif (pip install pillow-heif)")}
 # what Pillow raises on files that are cut short, damaged, hostile or no images
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
               MemoryError, Image.DecompressionBombError, UnidentifiedImageError)

@@ -5,7 +5,7 @@
     python photo.py paste dog.jpg --name dogs --box 820,410,600,450 --background beach.jpg --at 100,900
     python photo.py move dog.jpg --name dogs --box 820,410,600,450 --at 100,900
     python photo.py cut --images photos --boxes detect --name dogs --out cutouts
-    python photo.py cut dog.jpg --name dogs --mask corrected.png  # your own mask in place of the box and of G_seg's
+    python photo.py cut dog.jpg --mask corrected.png             # your own mask: then cut needs no model
     python photo.py boxes photos --out boxes.html                # a page on which to draw boxes
     python photo.py export --name dogs --out exported            # the generators for other programs
     python photo.py export --weights --name dogs --out dogs.pt   # to share: then --weights dogs.pt for --name dogs
@@ -19,6 +19,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -68,8 +69,8 @@ def add_photographs(group, command):
         help="boxes of many photographs, of any format that `prepare.py boxes` knows or the .jsonl of `prepare.py "
              "detect`; detect = look for objects")
     one("--mask", action="append", metavar="FILE",
-        help="your own mask in place of a box and of the model's mask: white = object, grey = its soft edge, as large "
-             "as the upright photograph; give it again for further objects")
+        help="your own mask in place of a box and of the model's mask, so that cut needs no model: white = object, "
+             "grey = its soft edge, as large as the upright photograph; give it again for further objects")
     one("--masks", metavar="DIR",
         help="such masks of many photographs, with their names: dog.png or dog.jpg.png")
     add = group.add_argument
@@ -115,13 +116,14 @@ def add_options(parser, command):
 def edit_photographs(args):
     """Work through the photographs; returns the exit code: 1 if some failed."""
     started = time.perf_counter()
-    path = options.checkpoint_path(args)
-    args.out = args.out or os.path.join("results", options.results_name(args), "photos")
+    is_own = args.command == "cut" and (args.mask or args.masks)  # then a model may be named, but is not needed
+    path = options.checkpoint_path(args) if args.name or args.weights or not is_own else ""
+    args.out = args.out or os.path.join("results", options.results_name(args) if path else "", "photos")
     jobs.arrange(args)
     jobs.check(args)
     todo, failures = jobs.find_jobs(args)
     device = options.pick_device(args.device)
-    model = load_model(path, device)
+    model = load_model(path, device) if path else None
     if args.command in ("remove", "move"):
         edit.require_inpainting(model)
     worker = jobs.Worker(args, model, load_detector(args.detector_weights, device) if args.boxes == "detect" else None)
@@ -185,7 +187,8 @@ def export_programs(args):
 def write_boxes_page(args):
     """Write the page; returns the exit code: 1 if photographs were left out."""
     count, problems = boxes.write_page(args.images, args.out, args.overwrite)
-    print(f"{args.out} shows {count} photographs: open it in a browser, draw, and save boxes.csv")
+    address = Path(args.out).absolute().as_uri()
+    print(f"{args.out} shows {count} photographs: open {address} in a browser, draw, and save boxes.csv")
     if problems:
         print(f"photo.py: {len(problems)} left out:", *map(printable, problems), sep="\n  ", file=sys.stderr)
     return 1 if problems else 0

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import os
+import shlex
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
@@ -31,7 +32,8 @@ def write_page(folder, path, overwrite=False):
     real = os.path.realpath(folder)
     data = {"id": hashlib.sha256(os.fsencode(real)).hexdigest()[:16], "base": base_of(folder, path), "photos": photos}
     text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    text = Template(text).substitute(folder=html.escape(os.path.basename(real)), data=embed(data))
+    text = Template(text).substitute(folder=html.escape(os.path.basename(real)), data=embed(data),
+                                     images=html.escape(shlex.quote(folder)))
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with written_whole(path) as file:
         file.write(text.encode(errors="backslashreplace"))

@@ -1,12 +1,12 @@
 """Cut an object out of a photograph, remove it, paste it elsewhere, or move it, at the photograph's own size.
 
     cutout, mask = edit.cut(model, Image.open("dog.jpg"), (820, 410, 600, 450))
-    cutout, mask = edit.cut(model, Image.open("dog.jpg"), mask=Image.open("corrected.png"))
+    cutout, mask = edit.cut(None, Image.open("dog.jpg"), mask=Image.open("corrected.png"))
 
 Photographs are PIL images of any mode and are not changed. Boxes are x, y, width, height in pixels of the photograph as
 viewers show it (turned as its EXIF orientation says); they may cross its border. Masks are of mode L, 255 = object,
 values between are its alpha. A mask of one's own, of the photograph's upright size, takes the place of a box and of
-G_seg's mask, and is used as it is.
+G_seg's mask, and is used as it is; `cut` then needs no model.
 `model` is that of any method (see running/methods.py), such as `SEIGAN.load` gives.
 
 The networks see a crop around the box, cut by the rule of their training and resized to their size; what they give is
@@ -28,6 +28,8 @@ from crops.rules import Rules, object_window
 from images import UserError
 from photos import files, matting
 from photos.detail import copied
+
+GRID = 256  # cells across the crop of a cut, on which the colours beside its edge are averaged
 
 
 class Cut(NamedTuple):
@@ -66,20 +68,28 @@ def cut(model, image: Image.Image, box=None, dilate: int = 0, refine: bool = Tru
     """Cut out the object in `box`, with a soft mask, and edge colours freed of the surroundings.
 
     Args:
+        model: may be None with a mask of one's own.
         dilate: widen the mask by this many pixels; negative = narrow it.
         refine: draw the model's mask to the photograph's colours inside the box (`crf.refine_box`).
         mask: one's own, in place of `box`. The mask of a cut gives the same cut again.
 
     Raises UserError for a box without area or outside the image, and for a mask of another size or without object.
     """
+    _require_one(box, mask)
     image = files.normalise(image)
     transparency, seen = files.split(image)[1:]
-    part = _part(model, seen, box, mask, dilate, refine)
-    colours, alpha = np.zeros_like(seen), np.zeros(seen.shape[:2], np.uint8)
-    alpha[matting.inside(part.region, (0, 0))] = _limited(part, transparency)
+    if mask is None:
+        part, alpha = _segment(model, seen, box, dilate, refine), np.zeros(seen.shape[:2], np.uint8)
+        alpha[matting.inside(part.region, (0, 0))] = part.alpha
+    else:
+        alpha = matting.grow(_own(mask, seen), dilate)
+    alpha = alpha if transparency is None else np.minimum(alpha, transparency)
+    colours = np.zeros_like(seen)
     if extent := _extent(alpha):  # the colours follow from the mask alone, wherever it came from
-        part = _around(model, seen, alpha, extent)
-        colours[matting.inside(part.region, (0, 0))] = _colours(part)
+        window = object_window(extent, Rules())
+        region = matting.hull(window, *image.size)
+        place = matting.inside(region, (0, 0))
+        colours[place] = matting.foreground(seen, alpha[place], window, region, GRID, GRID)
     return Cut(files.merge(colours, alpha, image), Image.fromarray(alpha))
 
 
@@ -226,15 +236,24 @@ def crop_rule(model) -> Rules:
 
 def _part(model, seen, box, mask, dilate=0, refine=True, room=(0, 0)) -> Crop:
     """The object's Crop: around its box, with G_seg's mask, or around a mask of one's own. room: for `_around`."""
-    if (box is None) == (mask is None):
-        raise ValueError("an object takes either a box or a mask")
+    _require_one(box, mask)
     if mask is None:
         return _segment(model, seen, box, dilate, refine)
-    if problem := mask_problem(mask, seen.shape[1::-1]):
-        raise UserError(problem)
-    alpha = np.asarray(mask.convert("L"))
+    alpha = _own(mask, seen)
     box, wide = _extent(alpha), matting.grow(alpha, dilate)
     return _around(model, seen, wide, _extent(wide) or box, room)._replace(box=box)
+
+
+def _require_one(box, mask):
+    if (box is None) == (mask is None):
+        raise ValueError("an object takes either a box or a mask")
+
+
+def _own(mask, seen):
+    """A mask of one's own as (H, W) uint8. UserError where it cannot be of the photograph."""
+    if problem := mask_problem(mask, seen.shape[1::-1]):
+        raise UserError(problem)
+    return np.asarray(mask.convert("L"))
 
 
 def _around(model, seen, alpha, box, room=(0, 0)) -> Crop:

@@ -453,9 +453,10 @@ def test_avif_is_read(images, tmp_path):
     assert sum(crop["source"] == "a.avif" for crop in read_index(out, "train")["objects"].values()) == 2
 
 
-def test_heic_is_read_or_its_line_names_the_package(images, tmp_path):
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1"])
+def test_heic_is_read_or_its_line_names_the_package(images, brand):
     path = images / "x.heic"
-    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
     with pytest.raises(OSError, match="x.heic") as error:
         open_image(path)
     try:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from urllib.parse import unquote
@@ -283,17 +284,71 @@ def test_drawing_by_mouse_and_keys_and_saving(start, folder, tmp_path):
     assert page.value("Object.entries(all).flatMap(([f, bs]) => bs.map(b => [f, b.x, b.y, b.w, b.h, b.name]))") == drawn
     assert page.value("byId('name').textContent") == data["photos"][-1][0]
     page.click("#save")
-    for _ in range(200):
-        if (tmp_path / "boxes.csv").exists():
-            break
-        time.sleep(0.05)
     problems = Skips()
-    read = formats.read_csv(str(folder), str(tmp_path / "boxes.csv"), problems)
+    read = formats.read_csv(str(folder), str(saved(tmp_path)), problems)
     assert not problems.counts
     found = sorted([photo.file, box.x, box.y, box.w, box.h, box.name] for photo in read for box in photo.boxes)
     assert found == sorted([*row[:5], row[5] or "object"] for row in drawn)
     sizes = {photo.file: (photo.width, photo.height) for photo in read}
     assert sizes == {name: (width, height) for name, _, width, height in data["photos"]}
+
+
+def saved(tmp_path):
+    """boxes.csv, once the browser has it."""
+    for _ in range(200):
+        if (tmp_path / "boxes.csv").exists():
+            break
+        time.sleep(0.05)
+    return tmp_path / "boxes.csv"
+
+
+@in_browser
+def test_from_a_photograph_to_its_cutout_in_three_clicks(start, folder, tmp_path, capsys):
+    """Opening the page, one drag around the object, saving; what then stands on the page is what to type."""
+    path, data = write(folder)
+    (address,) = re.findall(r"open (file:\S+) in a browser", capsys.readouterr().out)
+    assert address == path.as_uri()
+    page = start(1200)
+    page.open(path)  # the first, on the page's name or address
+    page.value("window.clicks = 1; addEventListener('pointerdown', () => clicks++, true); 0")
+    assert "Drag on the photograph" in page.value("byId('total').innerText")
+    assert page.value("document.activeElement === document.body"), "nothing in the way"
+    page.drag((80, 60), (320, 260))
+    page.click("#save")
+    assert page.value("clicks") == 3
+    assert saved(tmp_path).read_text().splitlines()[1:] == ["0.png,80,60,240,200,"]
+    assert {"downloads;", "How"} <= set(page.value("byId('note').innerText").split())
+    typed = shlex.split(page.value("document.querySelector('details code').textContent"))
+    assert typed[:3] == ["python", "photo.py", "cut"] and typed[-2] == "--name"
+    assert typed[typed.index("--images") + 1] == str(folder)
+    typed[typed.index("boxes.csv")] = str(tmp_path / "boxes.csv")
+    demo = os.path.join(os.path.dirname(photo.__file__), "models", "demo.pt")
+    out = ["--weights", demo, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert photo.main([*typed[2:-2], *out]) == 0
+    assert Image.open(tmp_path / "out" / "cut" / "0.png.png").size == (400, 320)
+
+
+@in_browser
+def test_drawing_and_saving_by_keys_alone(start, folder, tmp_path):
+    """Every control is reached by Tab, and shows that it has the focus."""
+    path, _ = write(folder)
+    page = start(400)
+    page.open(path)
+    reached = []
+    for _ in range(12):
+        page.key("Tab")
+        reached.append(page.value("document.activeElement.id || document.activeElement.tagName"))
+        outline = page.value("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid" or reached[-1] == "BODY", reached
+    assert {"next", "new", "SUMMARY"} <= set(reached)
+    page.value("document.activeElement.blur()")
+    page.key("n"), page.key("ArrowLeft", modifiers=8), page.key("ArrowDown")
+    (box,) = page.boxes()
+    assert box[:2] == (100, 81) and box[2] == 199
+    page.key("Tab", modifiers=8)
+    assert page.value("document.activeElement.id") == "save"
+    page.key("Enter", text="\r")
+    assert saved(tmp_path).read_text().splitlines()[1:] == [f"0.png,{','.join(map(str, box[:4]))},"]
 
 
 @in_browser

@@ -1,4 +1,4 @@
-"""photo.py as users type it: one photograph and folders of them, and at the size of a camera's.
+"""photo.py as users type it: one photograph and folders of them.
 
 Long, since all commands run on the model and the photographs that the fixtures at the top make once.
 """
@@ -501,7 +501,7 @@ def test_our_own_mistakes_are_no_broken_photographs(call, tmp_path, monkeypatch,
     def fail(*_):
         raise error("ours")
 
-    monkeypatch.setattr(edit, "_colours", fail)
+    monkeypatch.setattr(edit, "Cut", fail)
     with pytest.raises(error, match="ours"):
         call("cut", "--images", folder_of(tmp_path, "a.png", "b.png"), "--boxes", boxes_of(tmp_path, "a.png", "b.png"),
              "--out", tmp_path / "out")
@@ -528,45 +528,3 @@ def test_as_a_command(run_folder, tmp_path):
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "nothing" in missing.stderr
     silent = subprocess.run([sys.executable, "-c", "import photo"], cwd=ROOT, capture_output=True, text=True)
     assert silent.returncode == 0 and silent.stdout == silent.stderr == ""
-
-
-# --- at the size of a camera's photographs ---
-
-# VmHWM is this program's own peak; getrusage's would begin with that of the process that started it
-CAMERA = """
-import sys
-sys.path.insert(0, {root!r})
-import numpy as np, torch
-from PIL import Image
-from photos import edit
-from seigan import SEIGAN
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = SEIGAN(size=64, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3).eval()
-torch.nn.init.constant_(model.G_seg.head.bias, 2.0)
-pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
-image = Image.fromarray(pixels)
-box = {box}
-cutout = edit.cut(model, image, box)
-assert cutout.image.size == cutout.mask.size == (4000, 3000)
-del cutout
-image2, mask = edit.remove(model, image, box)
-assert image2.size == (4000, 3000)
-changed = (np.asarray(image2) != pixels).any(-1)
-assert changed.any() and not changed[np.asarray(mask) == 0].any()
-del image2, mask, changed
-result = edit.paste(model, image, box, image, box[:2])
-assert result.image.size == (4000, 3000)
-assert np.array_equal(np.asarray(result.coarse)[np.asarray(result.mask) == 0], pixels[np.asarray(result.mask) == 0])
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
-
-@pytest.mark.parametrize("box", [(1400, 1000, 900, 700), (50, 50, 3900, 2900)])
-def test_a_photograph_of_12_megapixels(box):
-    if sys.platform != "linux":
-        pytest.skip("peak memory is in other units here")
-    script = CAMERA.format(root=str(ROOT), box=box)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1.5 * 2**20, "kB, torch included"

@@ -6,6 +6,7 @@ from test_photo import BOX, build, disc, picture, stored
 from test_photo_command import boxes_of, call, camera_exif, folder_of, names, run_folder  # noqa: F401 - fixtures
 
 import crf
+import photo
 from images import UserError
 from photos import edit
 from seigan import SEIGAN
@@ -119,6 +120,48 @@ def test_masks_on_the_command_line(call, tmp_path):  # noqa: F811
     assert pixels(tmp_path / "two" / "cut_mask" / "dog.jpg_2.png").tobytes() == bits.tobytes()
     code, _, err = call("cut", dog, "--mask", out / "cut_mask" / "dog.jpg.png", "--out", out, "--overwrite")
     assert code == 2 and "would replace an input" in err
+
+
+def test_a_cut_along_an_own_mask_needs_no_model(call, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """It is the cut that any model gives with that mask. What fills or enhances asks for one, in one line."""
+    folder, masks = folder_of(tmp_path, "a.png", "b.png"), tmp_path / "masks"
+    masks.mkdir()
+    own = [stored(mask_of(), masks, name) for name in ("a.png", "b.png")][0]
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        return photo.main([str(word) for word in argv]), *capsys.readouterr()
+
+    assert run("cut", folder / "a.png", "--mask", own, "--dilate", "2")[0] == 0
+    assert call("cut", folder / "a.png", "--mask", own, "--dilate", "2", "--out", "named")[0] == 0
+    without = tmp_path / "results" / "photos"
+    assert names(without) == names(tmp_path / "named") == ["cut/a.png.png", "cut_mask/a.png.png"]
+    for name in names(without):
+        assert (without / name).read_bytes() == (tmp_path / "named" / name).read_bytes()
+    code, text, _ = run("cut", "--images", folder, "--masks", masks, "--out", "folder")
+    assert code == 0 and "2 of 2" in text and len(names(tmp_path / "folder")) == 4
+    for argv in (["remove", "--mask", own], ["paste", "--mask", own, "--background", own],
+                 ["move", "--mask", own, "--at", "3,3"], ["cut", "--box", "30,20,40,30"]):
+        code, _, err = run(argv[0], folder / "a.png", *argv[1:], "--out", "none")
+        assert code == 2 and err.count("\n") == 1 and "no model is named: give --name" in err and "models" in err
+    code, _, err = run("cut", folder / "a.png", "--mask", own, "--weights", "absent.pt", "--out", "none")
+    assert code == 2 and err.count("\n") == 1 and "absent.pt" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_colours_of_a_cut_are_freed_of_the_surroundings():
+    """Where a red disc with a soft edge mixes with green, the cut is red again: by the mask alone, without a model."""
+    alpha = disc(400, 300, (180, 140), 90.0)[..., None]
+    image = Image.fromarray((alpha * (200, 30, 40) + (1 - alpha) * (20, 160, 60)).round().astype(np.uint8))
+    own = Image.fromarray((alpha[..., 0] * 255).round().astype(np.uint8))
+    cutout, mask = edit.cut(None, image, mask=own)
+    assert mask.tobytes() == own.tobytes()
+    m, colours = np.asarray(mask), np.asarray(cutout)[..., :3].astype(int)
+    edge = (m > 100) & (m < 255)
+    assert edge.sum() > 100
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 40))[edge].max() > 60, "mixed before"
+    assert np.abs(colours - (200, 30, 40))[edge].max() < 25
+    assert np.array_equal(colours[m == 255], np.asarray(image)[m == 255])
 
 
 def test_a_folder_of_masks(call, tmp_path):  # noqa: F811
