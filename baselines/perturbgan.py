@@ -34,6 +34,7 @@ OPTIONS = {
     "grow": (False, None, "begin at 8 px and double them, all for equal parts of the first stage"),
     "mixing": (0.0, 0.0, "share of steps whose upper layers have another z (style mixing)"),
     "jitter": (0.3, 0.0, "greatest change of the background's contrast before objects are laid on it"),
+    "mask_bias": (-2.0, None, "initial bias of the masks before the sigmoid, 0 = the paper's"),
     "eta": (0.25, 0.0, "share of an image below which its mask's area costs"),
     "gamma_size": (2.0, 0.0, "γ1 of the paper, weight of that cost"),
     "gamma_binary": (2.0, 0.0, "γ2 of the paper, weight of the cost of masks between 0 and 1"),
@@ -49,7 +50,7 @@ DEFAULTS = dict(size=36, batch_size=16, n_epochs=170, lr=2e-3, beta1=0.0)
 # Deviation: one batch size for all scales; the paper goes from 256 down to 32.
 PAPER = dict(size=72, shift=4, fake_shift=8, batch_size=32, n_epochs=50, n_epochs_decay=0, first_epochs=48, lr=1e-3,
              beta1=0.0, no_flip=True, amp=False, channels=512, channels_full=256, z_dim=512, mapping_layers=8,
-             grow=True, mixing=0.9, wgan=True, no_diffaug=True, resnet=True, lr_encoder=1e-4)
+             mask_bias=0.0, grow=True, mixing=0.9, wgan=True, no_diffaug=True, resnet=True, lr_encoder=1e-4)
 MAPPING_RATE = 0.01  # on --lr, for the mappings
 LAZY = 8  # R1 is taken each so many steps, so many times as strong (Karras et al., arXiv 1912.04958)
 
@@ -247,6 +248,9 @@ class Trainer(neighbour.Trainer):
     """
 
     def __init__(self, model, args, rank=0):
+        # Deviation: masks begin small. From about ½ they fill the image within 100 steps, and no term calls them back.
+        for out in model.G_obj.outs.values():
+            torch.nn.init.constant_(out.bias[3], args.mask_bias)
         adam = torch.optim.Adam
         mappings = [p for g in (model.G_bg, model.G_obj) for p in g.mapping.parameters()]
         others = [p for g in (model.G_bg, model.G_obj) for n, p in g.named_parameters() if not n.startswith("mapping.")]
