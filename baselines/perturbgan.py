@@ -31,13 +31,15 @@ OPTIONS = {
     "channels_full": (16, 1, "channels at full resolution, doubled at each halving"),
     "z_dim": (64, 1, "numbers in z and in each w"),
     "mapping_layers": (4, 1, "layers between z and w"),
-    "grow": (False, None, "begin at 8 px and double them, all for equal parts of the first stage"),
+    "grow": (False, None, "begin with images of 8 px, or of as many as make objects move by one, and double them"),
     "mixing": (0.0, 0.0, "share of steps whose upper layers have another z (style mixing)"),
     "jitter": (0.3, 0.0, "greatest change of the background's contrast before objects are laid on it"),
-    "mask_bias": (-2.0, None, "initial bias of the masks before the sigmoid, 0 = the paper's"),
+    "faint": (0.1, 0.0, "factor on the first weights that make colours, 1 = the paper's"),
+    "mask_bias": (-1.0, None, "first bias of the masks before the sigmoid, 0 = the paper's"),
     "eta": (0.25, 0.0, "share of an image below which its mask's area costs"),
     "gamma_size": (2.0, 0.0, "γ1 of the paper, weight of that cost"),
     "gamma_binary": (2.0, 0.0, "γ2 of the paper, weight of the cost of masks between 0 and 1"),
+    "ramp": (0.5, 0.0, "share of the first stage in which that grows from 0, 0 = at once, the paper's"),
     "wgan": (False, None, "Wasserstein distance with a gradient penalty, not the logistic loss with R1"),
     "r1": (0.1, 0.0, "weight of R1, the penalty on D's gradient at real images"),
     "no_diffaug": (False, None, "D sees images as they are, not augmented"),
@@ -50,7 +52,7 @@ DEFAULTS = dict(size=36, batch_size=16, n_epochs=170, lr=2e-3, beta1=0.0)
 # Deviation: one batch size for all scales; the paper goes from 256 down to 32.
 PAPER = dict(size=72, shift=4, fake_shift=8, batch_size=32, n_epochs=50, n_epochs_decay=0, first_epochs=48, lr=1e-3,
              beta1=0.0, no_flip=True, amp=False, channels=512, channels_full=256, z_dim=512, mapping_layers=8,
-             mask_bias=0.0, grow=True, mixing=0.9, wgan=True, no_diffaug=True, resnet=True, lr_encoder=1e-4)
+             faint=1.0, mask_bias=0.0, ramp=0.0, grow=True, mixing=0.9, wgan=True, no_diffaug=True, resnet=True, lr_encoder=1e-4)
 MAPPING_RATE = 0.01  # on --lr, for the mappings
 LAZY = 8  # R1 is taken each so many steps, so many times as strong (Karras et al., arXiv 1912.04958)
 
@@ -151,16 +153,19 @@ class PerturbGAN(neighbour.Neighbour):
 
     def scale(self, step):
         """(side, α) of the images that the step after `step` steps makes: with `grow`, 8 px, ..., S, each for as long;
-        all but the first fade in, with α from 0 to 1, for the first half of that."""
-        sides = [s for s in self.G_bg.sides if s >= stylegan.LEAST]
+        all but the first fade in, with α from 0 to 1, for the first half of that.
+
+        Deviation: sides at which the shift is less than a pixel are left out: without it the trivial solution comes, in
+        which both layers are the same image, and a whole pixel would move objects out of the frame."""
+        most = self.config["fake_shift"] or self.config["shift"]
+        sides = [s for s in self.G_bg.sides if s == self.side or s >= stylegan.LEAST and most * s >= self.side]
         if not self.config["grow"] or step >= self.first_steps:
             return self.side, 1.0
         i, rest = divmod(step * len(sides), self.first_steps)
         return sides[i], min(1.0, 2 * rest / self.first_steps) if i else 1.0
 
     def shifts(self, side):
-        """The most px by which real and made objects are moved at that side: 1 at least, or the trivial solution, in
-        which both layers are the same image, comes with the small images."""
+        """The most px by which real and made objects are moved at that side, 1 at least if any at all."""
         shift, fake_shift = self.config["shift"], self.config["fake_shift"] or self.config["shift"]
         return [max(1, round(most * side / self.side)) if most else 0 for most in (shift, fake_shift)]
 
@@ -238,6 +243,18 @@ Model = PerturbGAN
 # --- training ---
 
 
+@torch.no_grad()
+def begin_faint(model, faint, mask_bias):
+    """Deviation: layers begin as grey, by the factor `faint` on their colours' weights, and masks small. The paper's
+    begin as noise as strong as an image: a mean of both layers is then less wrong than either, masks go to above ½
+    within 40 steps, L_binary to 1, and no term calls them back."""
+    for generator in (model.G_bg, model.G_obj):
+        for out in generator.outs.values():
+            out.weight[:3].mul_(faint)
+    for out in model.G_obj.outs.values():
+        out.bias[3:].fill_(mask_bias)
+
+
 class Trainer(neighbour.Trainer):
     """Both stages; which one is told by the step.
 
@@ -248,9 +265,7 @@ class Trainer(neighbour.Trainer):
     """
 
     def __init__(self, model, args, rank=0):
-        # Deviation: masks begin small. From about ½ they fill the image within 100 steps, and no term calls them back.
-        for out in model.G_obj.outs.values():
-            torch.nn.init.constant_(out.bias[3], args.mask_bias)
+        begin_faint(model, args.faint, args.mask_bias)
         adam = torch.optim.Adam
         mappings = [p for g in (model.G_bg, model.G_obj) for p in g.mapping.parameters()]
         others = [p for g in (model.G_bg, model.G_obj) for n, p in g.named_parameters() if not n.startswith("mapping.")]
@@ -314,10 +329,15 @@ class Trainer(neighbour.Trainer):
         score = self.score(self.look(fake), alpha)
         gan = -score.mean() if self.args.wgan else F.softplus(-score).mean()
         terms |= {"gan": gan, "size": size_loss(m, self.args.eta), "binary": binary_loss(m)}
-        total = gan + self.args.gamma_size * terms["size"] + self.args.gamma_binary * terms["binary"]  # eq. 5
+        binary = self.args.gamma_binary * self.ramp(self.step)
+        total = gan + self.args.gamma_size * terms["size"] + binary * terms["binary"]  # eq. 5
         applied = losses.update(self.optimizers["opt_G"], total, self.share) and applied
         terms["contrast"] = (m * (front - background)).abs().mean()  # near 0 where both layers are the same image
         return self.finish(terms | {"total": total}, applied, m)
+
+    def ramp(self, step):
+        """Factor on γ2. Deviation: from 0 to 1; masks become 0 and 1 before there is an object, and then stay."""
+        return min(1.0, step / (self.args.ramp * self.model.first_steps)) if self.args.ramp else 1.0
 
     def score(self, images, alpha):
         with self.autocast():
