@@ -222,6 +222,8 @@ def test_each_update_moves_its_own_networks(monkeypatch, wgan):
         before = copy.deepcopy(t.model.state(t.model.NETWORKS))
         applied = update(optimizer, loss, share)
         moved.append(changed(t.model, before))
+        assert moved[-1] == {name for name, network in t.model.networks(t.model.NETWORKS).items()
+                             if any(p.grad is not None and p.requires_grad for p in network.parameters())}
         return applied
 
     monkeypatch.setattr(losses, "update", watched)
