@@ -274,6 +274,7 @@ def test_the_second_stage_begins_from_the_averaged_generators_and_their_mean_cod
     assert equal(t.model.E.stages.state_dict(), t.model.D.stages.state_dict())
     t.train_step(batch())
     assert t.averaged.ready and equal(t.averaged.state(["E"]), t.model.state(["E"]))  # the average of one
+    assert t.averaged.polarity.excess.any() and equal(t.averaged.state(["polarity"]), t.model.state(["polarity"]))
     t.train_step(batch())
     assert equal(t.averaged.state(["G_bg", "G_obj"]), kept) and equal(t.model.state(["G_bg", "G_obj"]), kept)
 
