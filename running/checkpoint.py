@@ -12,8 +12,9 @@ FORMAT = 2
 # the most that a file may ask for: plain numbers, a model's config or a run's options, that say how large networks are
 MOST = {"size": 8192, "ngf": 4096, "ndf": 4096, "n_layers_D": 12, "n_layers_D_bg": 12, "seg_blocks": 200,
         "unet_downs": 12, "grow_hole": 512, "regions": 64, "nz": 4096, "nf": 4096, "ch_G": 4096, "ch_D": 4096,
-        "ch_delta": 4096, "head_width": 4096, "head_blocks": 200, "mask_blocks": 200, "seg_ngf": 4096,
-        "n_codes": 4096, "ndf_info": 4096}
+        "ch_delta": 4096, "head_width": 4096, "head_blocks": 200, "mask_blocks": 200, "seg_ngf": 4096, "n_codes": 4096,
+        "ndf_info": 4096, "shift": 4096, "fake_shift": 4096, "channels": 4096, "channels_full": 4096, "z_dim": 4096,
+        "mapping_layers": 64}
 
 
 def save_checkpoint(path, state):
