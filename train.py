@@ -166,7 +166,7 @@ def greet(run, dataset, device):
     run.say(f"{len(dataset.objects)} objects, {len(crops.backgrounds)} backgrounds, {run.last_step} steps on {device}"
             + f", {run.ranks.count} processes" * (run.ranks.count > 1) + f", going on from step {step}" * bool(step))
     unknown = sum(stem not in crops.records for stem in crops.stems)
-    if unknown:
+    if unknown and "boxes" in methods.SUPERVISION[run.args.method]:
         run.say(f"{unknown} of {len(crops.stems)} objects' boxes are not known from crops.json: nothing keeps their "
                 "masks from growing over the whole crop")
     if step >= run.last_step:

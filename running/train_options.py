@@ -59,7 +59,7 @@ def _add_run(add):
     add("--config", help="a run's config.json: its options once more, under another --name")
     add("--method", "--mode", choices=tuple(methods.METHODS), default="seigan",
         help="what to train: nocycle = λ8 and λ9 alone, supervised = G_seg on true masks, boxes = the box teacher's; "
-             "--help of each lists its own")
+             "redo, perturbgan, comgan, dscomgan: docs/neighbours.md; --help of each lists its own")
     add_device(add)
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
     add("--seed", type=whole(), default=0, help="of weights, order, flips, noise and pools")
