@@ -6,8 +6,8 @@ import numpy as np
 
 def two_way(scores, *units):
     """Variances that are clustered two ways (Cameron, Gelbach and Miller 2011): those clustered by either unit added
-    up, less those of independent observations, which both hold. Where that is less than the independent variance,
-    as by chance or where the likes of a group differ more than others, the independent one stands.
+    up, less those of independent observations, which both hold. Where that is less than one of the three, or negative,
+    as by chance or where the members of a group differ more than others, the largest of the three stands.
 
     Args:
         scores: (N, K), what each observation adds to the error of each of K figures.
@@ -28,7 +28,7 @@ def two_way(scores, *units):
             freedom.append(groups - 1)
     if not parts:
         parts, freedom = [independent], [max(n - 1, 1)]
-    total = np.maximum(sum(parts) - independent * (len(parts) - 1), independent)
+    total = np.max([sum(parts) - independent * (len(parts) - 1), independent, *parts], 0)
     spread = sum(np.square(part) / df for part, df in zip(parts, freedom, strict=True))
     df = np.divide(np.square(total), spread, out=np.ones_like(total), where=spread > 0)
     return total, np.clip(df, min(freedom), max(n - 1, 1))

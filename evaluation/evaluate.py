@@ -26,6 +26,7 @@ FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y", "G_inp": "y", "G_inp_first": "y
 MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area")
 REFINED = {name: f"{name}_refined" for name in MASKS}  # of the masks after `crf.refine_box`
 COUNTS = ("tp", "fp", "fn", "tn")
+NAMES = ("stem", "background", "photograph")  # columns of a row that are no numbers
 FIGURES = (*MASKS, "true_area", *REFINED.values(), *mask_scores.BASELINES, "id_obj", "enh_change",
            *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
@@ -35,7 +36,7 @@ class Record(NamedTuple):
     """What `evaluate` finds of one object."""
 
     stem: str
-    row: dict  # "stem", "background", what there is of FIGURES and COUNTS, the model's scores; NaN = no value
+    row: dict  # NAMES, what there is of FIGURES and COUNTS, the model's scores; NaN = no value
     pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, mask, refined, else as the model orders them, truth
     features: dict  # {kind: (D,) of a FeatureNet}
 
@@ -49,6 +50,14 @@ def pair_up(crops, seed=0):
     order = np.random.default_rng(seed).permutation(len(crops.background_stems))
     return {stem: crops.background_stems[order[i % len(order)]] if len(order) else ""
             for i, stem in enumerate(crops.stems)}
+
+
+def photograph(crops, stem):
+    """What tells the photograph that `stem` was cut from: its name, after its source's number where there are several;
+    the stem itself where crops.json does not say. Crops of one are no independent sample."""
+    record = crops.records.get(stem, {})
+    name, origin = record.get("source"), record.get("origin", 0)
+    return stem if not isinstance(name, str) else f"{origin}:{name}" if len(crops.rules) > 1 else name
 
 
 def read_truth(crops, stem):
@@ -120,7 +129,8 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     records = []
     for i, (stem, other) in enumerate(pairs):
         own = {name: batch[i] for name, batch in masks.items()}
-        row = {"stem": stem, "background": other} | score_mask(crops, stem, own, fixed)
+        row = dict(zip(NAMES, (stem, other, photograph(crops, stem)), strict=True))
+        row |= score_mask(crops, stem, own, fixed)
         if hasattr(model, "polarity"):
             row |= inverse(row)
         pictures = {kind: batch[i] for kind, batch in pixels.items()}
@@ -264,13 +274,13 @@ def summarise(rows, classes=None):
     """
     scored = [row for row in rows if "iou" in row]
     scores = [name for name in dict.fromkeys(name for row in rows for name in row)
-              if name not in (*FIGURES, *COUNTS, "stem", "background")]
+              if name not in (*FIGURES, *COUNTS, *NAMES)]
     columns = {name: [row.get(name, math.nan) for row in rows] for name in (*FIGURES, *scores)}
     if scored:  # the area where there is no truth to compare it with would not belong beside true_area
         for name in ("mask_area", "mask_area_refined"):
             columns[name] = [row[name] if "iou" in row else math.nan for row in rows]
     columns["iou_minus_mean_mask"] = [row.get("iou", math.nan) - row.get("mean_mask", math.nan) for row in rows]
-    values, intervals = means(columns, scored)
+    values, intervals = means(columns, rows)
     return {
         **{name: values[name] for name in (*MASKS, "true_area", "iou_pooled", "iou_minus_mean_mask")},
         "refined": {name: values[refined] for name, refined in REFINED.items()},
@@ -284,26 +294,27 @@ def summarise(rows, classes=None):
     }
 
 
-def means(columns, scored=()):
-    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images: {name: mean}, {name:
-    [low, high]}; None without a value, and for an interval with fewer than two.
+def means(columns, rows):
+    """Means of columns {name: list of N, NaN = no value} over `rows` and their 95 % intervals over photographs: {name:
+    mean}, {name: [low, high]}; None without a value, and for an interval with fewer than two photographs.
 
-    scored: rows with counts, for one more column, "iou_pooled": all their pixels together.
+    rows: N, with "photograph", whose crops are drawn together ("stem" where it is not known), and where there is a true
+    mask with counts, for one more column, "iou_pooled": all their pixels together.
     """
     values = np.array([*columns.values()], np.float64).T  # (N, K)
     there = ~np.isnan(values)
-    n, k = values.shape
-    overlap = np.zeros((n, 2))  # intersection and union
-    overlap[: len(scored)] = np.array([[r["tp"], r["tp"] + r["fp"] + r["fn"]] for r in scored]).reshape(-1, 2)
-    table = np.hstack([np.where(there, values, 0), overlap[:, :1], there, overlap[:, 1:]])
+    counts = np.array([[row.get(name, 0) for name in COUNTS[:3]] for row in rows], np.float64).reshape(-1, 3)
+    table = np.hstack([np.where(there, values, 0), counts[:, :1], there, counts.sum(1, keepdims=True)])
+    table = mask_scores.by_photograph(table, rows)
+    k = values.shape[1] + 1
 
     def statistic(sums):
         with np.errstate(invalid="ignore"):
-            return sums[:, : k + 1] / sums[:, k + 1 :]
+            return sums[:, :k] / sums[:, k:]
 
     found = statistic(table.sum(0, keepdims=True))[0]
     ends = mask_scores.bootstrap(table, statistic)
-    ends[[*(there.sum(0) < 2), len(scored) < 2]] = np.nan
+    ends[(table[:, k:] > 0).sum(0) < 2] = np.nan
     names = [*columns, "iou_pooled"]
     return ({name: None if np.isnan(v) else float(v) for name, v in zip(names, found, strict=True)},
             {name: None if np.isnan(e).any() else e.tolist() for name, e in zip(names, ends, strict=True)})
