@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import crf
 from data import by_stem, to_pixels
 from evaluation import image_scores, mask_scores
+from evaluation.mask_files import MaskFiles
 from images import OBJECT, UserError, open_mask
 from networks import box_mask, fixed_noise
 
@@ -111,7 +112,13 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     y = torch.stack([crops.background(other) for other in others]).to(device) if all(others) else None
     true = [crops.mask(stem) for stem in stems]
     hole = torch.stack([hole_in(crops, stem, mask) for stem, mask in zip(stems, true, strict=True)]).to(x)
-    made = model.pictures(x, y, box, seed)
+    truths = [read_truth(crops, stem) for stem in stems]
+    files = None  # masks as they were written, of any size
+    if isinstance(model, MaskFiles):
+        files = [model.read(stem, truth) for stem, truth in zip(stems, truths, strict=True)]
+        made = {"mask": torch.stack(list(map(model.over_crop, files, truths))).to(device)}
+    else:
+        made = model.pictures(x, y, box, seed)
     fills = refill(model, y, hole, seed)
     columns = model.scores(made) if getattr(model, "scores", None) else {}
     columns |= enhancement(model, x, made, seed) | {
@@ -130,7 +137,10 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     for i, (stem, other) in enumerate(pairs):
         own = {name: batch[i] for name, batch in masks.items()}
         row = dict(zip(NAMES, (stem, other, photograph(crops, stem)), strict=True))
-        row |= score_mask(crops, stem, own, fixed)
+        if files:
+            own["mask"] = files[i]
+        placed = files is not None and model.on_source(files[i], truths[i])
+        row |= score_mask(crops, stem, truths[i], own, fixed, placed)
         if hasattr(model, "polarity"):
             row |= inverse(row)
         pictures = {kind: batch[i] for kind, batch in pixels.items()}
@@ -184,16 +194,18 @@ def hole_in(crops, stem, mask):
     return box_mask(crops.box(stem)[None], crops.size, crops.size)[0].round() * (stem in crops.records)
 
 
-def score_mask(crops, stem, masks, fixed):
-    """The figures of `stem`'s masks {"mask", "refined", "crf": (H, W) in [0, 1]}, as far as the truth is known."""
-    truth = read_truth(crops, stem)
+def score_mask(crops, stem, truth, masks, fixed, placed=False):
+    """The figures of `stem`'s masks {"mask", "refined", "crf": (H, W) in [0, 1]}, as far as the `truth` is known.
+
+    placed: whether "mask" lies on the pixels of the true mask, not over the crop.
+    """
     if truth is None:
         return {"mask_area": float((masks["mask"] >= 0.5).mean()),
                 "mask_area_refined": float((masks["refined"] >= 0.5).mean())}
     box, others = None, {"refined": masks["refined"]} | ({} if fixed is None else {"mean_mask": fixed})
     if stem in crops.records:
         box, others["crf"] = crops.box(stem).tolist(), masks["crf"]
-    figures = mask_scores.score(masks["mask"], truth, box, **others)
+    figures = mask_scores.score(masks["mask"], truth, box, placed, **others)
     tp, _, fn, _ = counts = figures.pop("counts").tolist()
     return figures | dict(zip(COUNTS, counts, strict=True)) | {"true_area": (tp + fn) / max(sum(counts), 1)}
 
@@ -202,7 +214,7 @@ def score_mask(crops, stem, masks, fixed):
 
 
 def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, feature_net=None, seed=0):
-    """Run `model` over all objects of `crops`: yields one `Record` each, in file order.
+    """Run `model`, or a `MaskFiles`, over all objects of `crops`: yields one `Record` each, in file order.
 
     Args:
         batch_size: images at a time in each thread.

@@ -137,16 +137,18 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def score(mask, truth, box=None, **others):
+def score(mask, truth, box=None, placed=False, **others):
     """Every figure of one crop's soft mask, and the IoU of the masks that need no model: {"counts": (4,), each of
     RATIOS, "boundary_f", "mask_area", each of BASELINES}, and with "_refined" behind all but the counts and baselines
     those of a refined mask.
 
     mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
-    crop; others: what there is of refined, mean_mask and crf, of any size. A baseline that is not there is NaN.
+    crop; placed: mask lies on the true mask's pixels instead, and is of its size; others: what there is of refined,
+    mean_mask and crf, over the crop, of any size. A baseline that is not there is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    found = {name: resample(one, truth) >= 0.5 for name, one in {"": mask, **others}.items()}
+    found = {"": (mask if placed else resample(mask, truth)) >= 0.5}
+    found |= {name: resample(one, truth) >= 0.5 for name, one in others.items()}
     found["full_mask"] = scored
     if box is not None:  # pixels centred in it
         (u, v), (left, top, width, height) = truth.centres, box
