@@ -116,7 +116,7 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     files = None  # masks as they were written, of any size
     if isinstance(model, MaskFiles):
         files = [model.read(stem, truth) for stem, truth in zip(stems, truths, strict=True)]
-        made = {"mask": torch.stack(list(map(model.over_crop, files, truths))).to(device)}
+        made = model.pictures(files, truths, x, y)
     else:
         made = model.pictures(x, y, box, seed)
     fills = refill(model, y, hole, seed)

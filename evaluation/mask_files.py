@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import by_stem
 from images import OBJECT, UNREADABLE, VOID, UserError, open_image, stored_size, to_rgb
+from losses import paste
 
 
 class MaskFiles:
@@ -48,6 +49,11 @@ class MaskFiles:
                 source = f", or {truth.mask.shape[1]} x {truth.mask.shape[0]} as its true mask"
             raise UserError(f"{path} has {width} x {height} pixels: it must be square as its crop{source}")
         return mask.astype(np.float32) / OBJECT
+
+    def pictures(self, masks, truths, x, y):
+        """{"mask": m} of masks of `read` and, where there is a y, "z": m*x + (1-m)*y, as models make them."""
+        m = torch.stack([self.over_crop(mask, truth) for mask, truth in zip(masks, truths, strict=True)]).to(x)
+        return {"mask": m} if y is None else {"mask": m, "z": paste(x, y, m)}
 
     def over_crop(self, mask, truth):
         """A mask of `read`, antialiased to the size of the crop: (1, S, S) tensor."""
