@@ -52,7 +52,8 @@ def get_args_parser():
     add("--sheet_rows", type=options.whole(1), default=12, help="images on the contact sheet, by name")
     add("--no_images", action="store_true", help="write figures and sheets only, no folders of PNGs")
     add("--frechet_weights", metavar="NAME[:FILE]",
-        help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
+        help="also measure Fréchet and kernel distances on this torchvision network, with its default weights or those "
+             "of FILE")
     return parser
 
 
@@ -70,6 +71,8 @@ def run(argv):
         made.clear()  # so that nothing of other data stays beside the new figures
         figures = write_results(args, about, model, crops, device, feature_net, made)
     print(table(figures))
+    if figures["frechet"] and figures["frechet"]["warning"]:
+        print(f"  {figures['frechet']['warning']}")
     print(f"{figures['n_images']} images in {time.perf_counter() - started:.1f} s; see "
           f"{os.path.join(folder, 'index.html')}")
 
@@ -128,7 +131,7 @@ def write_results(args, about, model, crops, device, feature_net, made):
         "name": args.name, **about, "size": model.size, "dataroot": str(args.dataroot),
         "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
-        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None,
+        **summarise(rows, classes), "frechet": frechet(features, rows, feature_net) if feature_net else None,
         "origin": origin(device, crops)}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]

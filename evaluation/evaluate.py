@@ -343,10 +343,24 @@ def _per_class(scored, classes):
     return result
 
 
-def frechet(features, feature_net):
-    """Fréchet distances of generated to real crops, of the features of all records; none where N < 2."""
+def frechet(features, rows, feature_net):
+    """Fréchet and kernel distances of generated to real crops, of the features and rows of all records.
+
+    A background that several objects were pasted on counts once. None where fewer than 2 images, or 3 for the kernel's
+    interval, are left.
+    """
     table = {kind: np.stack([one[kind] for one in features]) for kind in features[0]}
+    backgrounds = {row["background"]: i for i, row in reversed([*enumerate(rows)])}
+    once = {"x": np.arange(len(rows)), "y": np.array(sorted(backgrounds.values()))}
+    pairs = {f"{fake} to {real}": (table[fake][once[real]], table[real][once[real]])
+             for fake, real in FRECHET.items() if fake in table and real in table}
+    kernel = {pair: image_scores.paired_kernel_distance(*both) for pair, both in pairs.items() if len(both[0]) > 2}
     n, dimensions = table["x"].shape
-    values = {f"{fake} to {real}": image_scores.frechet_distance(table[fake], table[real])
-              for fake, real in FRECHET.items() if fake in table and real in table and n > 1}
-    return feature_net.describe() | {"n": n, "dimensions": dimensions, "values": values}
+    warning = None if n >= image_scores.ENOUGH else (
+        f"N = {n} is below {image_scores.ENOUGH:,}: the Fréchet distance is biased upwards, compare it only between "
+        "tests of the same N; the kernel distance is not, its interval says what N allows")
+    return feature_net.describe() | {
+        "n": n, "dimensions": dimensions, "warning": warning,
+        "values": {pair: image_scores.frechet_distance(*both) for pair, both in pairs.items() if len(both[0]) > 1},
+        "kernel": {pair: found[0] for pair, found in kernel.items()},
+        "kernel_intervals": {pair: list(found[1:]) for pair, found in kernel.items()}}

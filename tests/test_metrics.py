@@ -404,7 +404,7 @@ def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
         h = F.relu(F.conv2d(h, early[f"features.{index}.weight"], early[f"features.{index}.bias"], padding=1))
         h = F.max_pool2d(h, 2) if index == 2 else h
     assert torch.allclose(net(x), h.mean((2, 3)), atol=1e-4)
-    assert net.title == "Fréchet distance" and "224" in net.describe()["resize"]
+    assert "224" in net.describe()["resize"]
 
 
 def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, monkeypatch):
@@ -419,12 +419,63 @@ def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, mo
         assert torch.allclose(net(x), expected, rtol=0, atol=1e-4 * expected.max().item())
 
 
-def test_only_inception_with_torchvisions_weights_is_called_fid():
+@pytest.mark.parametrize("weights", ["inception_v3", "inception_v3:mine.pth", "vgg19"])
+def test_no_distance_on_torchvisions_weights_is_called_fid(weights):
     net = quality.FeatureNet.__new__(quality.FeatureNet)
-    titles = []
-    for net.__dict__["weights"] in ("inception_v3", "inception_v3:mine.pth", "vgg19"):
-        titles.append(net.title)
-    assert titles == ["FID", "Fréchet distance", "Fréchet distance"]
+    net.__dict__ |= {"weights": weights, "network": weights.partition(":")[0],
+                     "transforms": models.Inception_V3_Weights.DEFAULT.transforms()}
+    assert net.describe()["name"] == "Fréchet distance" and "FID" not in str(net.describe())
+
+
+# --- kernel distance ---
+
+
+def mmd(a, b, partners=True):
+    """torch-fidelity's mmd2 on its cubic kernel, number by number; without partners its "u-statistic"."""
+    n, d = a.shape
+    k = [[[(sum(s[i] * t[j]) / d + 1) ** 3 for j in range(n)] for i in range(n)] for s, t in ((a, a), (b, b), (a, b))]
+    aa, bb, ab = (np.array(one) for one in k)
+    within = (aa.sum() - np.trace(aa) + bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return within - 2 * (ab.sum() / n**2 if partners else (ab.sum() - np.trace(ab)) / (n * (n - 1)))
+
+
+def test_kernel_distance_is_torch_fidelitys(rng):
+    a, b = rng.normal(size=(23, 7)), 1.3 * rng.normal(size=(23, 7)) + 0.2
+    assert quality.kernel_distance(a, b) == pytest.approx(mmd(a, b), abs=1e-6)
+    distance, low, high = quality.paired_kernel_distance(a, b)
+    assert distance == pytest.approx(mmd(a, b, partners=False), abs=1e-6)
+    # the jackknife by hand
+    left = [mmd(np.delete(a, i, 0), np.delete(b, i, 0), partners=False) for i in range(23)]
+    half = 2.0739 * math.sqrt(22 / 23 * np.square(left - np.mean(left)).sum())  # Student's t with 22 degrees
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-4) and (low + high) / 2 == pytest.approx(distance)
+
+
+def test_kernel_distance_in_blocks_and_of_unlike_numbers(rng, monkeypatch):
+    a, b = rng.normal(size=(30, 5)), rng.normal(size=(17, 5)) + 1
+    d = 5
+    kernel = lambda s, t: (s @ t.T / d + 1) ** 3  # noqa: E731
+    aa, bb = (kernel(s, s)[~np.eye(len(s), dtype=bool)].mean() for s in (a, b))
+    assert quality.kernel_distance(a, b) == pytest.approx(aa + bb - 2 * kernel(a, b).mean())
+    whole = quality._kernel_sums(a, b)
+    for x, y in zip(quality._kernel_sums(a, b, block=7), whole, strict=True):
+        assert x == pytest.approx(y)
+
+
+def test_kernel_distances_of_pairs_are_unbiased_and_their_intervals_cover(rng):
+    """Made images that resemble those that they are made from: counted as independent, they would seem nearer."""
+    d, shift = 8, 0.6
+    found, naive = [], []
+    far = rng.normal(size=(2, 3000, d))
+    true = quality.kernel_distance(far[0] + shift, far[1])
+    for _ in range(300):
+        b = rng.normal(size=(57, d))
+        a = 0.8 * b + 0.6 * rng.normal(size=(57, d)) + shift
+        found.append(quality.paired_kernel_distance(a, b))
+        naive.append(quality.kernel_distance(a, b))
+    distance, low, high = np.array(found).T
+    error = distance.std() / math.sqrt(300)
+    assert abs(distance.mean() - true) < 4 * error + 0.02 and np.mean(naive) < true - 8 * error
+    assert 0.9 < np.mean((low <= true) & (true <= high)) <= 0.99
 
 
 @pytest.mark.parametrize("weights, words", [
