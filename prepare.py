@@ -1,7 +1,7 @@
 """From photographs and boxes to crops (§4.1, §4.2), in the folders that data.py reads.
 
     python prepare.py coco --images DIR --annotations FILE.json --out DATAROOT     so too csv, yolo, labelme, boxes
-    python prepare.py voc --root DIR --out DATAROOT                                so too pets, cityscapes
+    python prepare.py voc --root DIR --out DATAROOT                                so too pets, cub, cityscapes
     python prepare.py detect --images DIR --out DATAROOT                           boxes from a pretrained detector
     python prepare.py folder --objects DIR --backgrounds DIR --out DATAROOT        crops that exist already
     python prepare.py demo --out DATAROOT                                          the procedural demo set
@@ -101,6 +101,10 @@ def add_data_sets(commands):
     add("--root", required=True, metavar="DIR", help="holds images and annotations; or where to put a download")
     add("--image_set", choices=("trainval", "test"), default="trainval", help="list of images")
     add("--download", choices=("oxford-pets",), help="download it first, to --root")
+
+    add = add_source(commands, "cub", from_cub, "crops from CUB-200-2011: birds with boxes and masks")
+    add("--root", required=True, metavar="DIR", help="holds images.txt, images and, for masks, segmentations")
+    add("--image_set", choices=("train", "test"), default="train", help="part of train_test_split.txt")
 
     add = add_source(commands, "cityscapes", from_cityscapes, "crops from Cityscapes")
     add("--root", required=True, metavar="DIR", help="holds gtFine and leftImg8bit")
@@ -219,6 +223,10 @@ def from_pets(args, skips):
         download(args.download, partial(OxfordIIITPet, root, target_types="segmentation", download=True))
         root = f"{root}/oxford-iiit-pet"
     return root, args.image_set, sources.read_pets(root, args.image_set, skips)
+
+
+def from_cub(args, skips):
+    return args.root, args.image_set, sources.read_cub(args.root, args.image_set, skips)
 
 
 def download(name, fetch):
