@@ -9,7 +9,6 @@ images are chosen by their D_obj score, real ones at random. Files on the page h
 results/study/key.json, which stays with you, says what they are. `fit` also reads votes collected elsewhere: CSV
 with columns left_set, right_set, choice (left, right or tie) and, where known, voter and pair.
 """
-import csv
 import glob
 import hashlib
 import html
@@ -22,7 +21,8 @@ import sys
 import numpy as np
 
 from evaluation import bradley_terry
-from evaluation.page import embed, unquoted, write_json, write_page
+from evaluation.page import embed, write_json, write_page
+from evaluation.results import read_results, read_rows
 from images import UserError, printable, written_whole
 from running.folder import Lock, Made, read_json
 from running.options import add_command, command, make_parser, number, whole
@@ -67,6 +67,10 @@ def collect_sets(names, results_dir, n_images, rng):
     real crops, drawn uniformly. Raises FileNotFoundError or UserError where results are missing or of unlike sizes.
     """
     runs = {name: read_results(results_dir, name) for name in dict.fromkeys(names)}
+    for name, (figures, _) in runs.items():
+        if "z" not in figures["kinds"]:
+            raise FileNotFoundError(f"no pasted images, z, in {os.path.join(results_dir, name)}: run `python test.py "
+                                    f"--name {name}` without --no_images, on data with backgrounds")
     sizes = {name: figures["size"] for name, (figures, _) in runs.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"images of one study must be of one size, got {sizes}: voters would tell sets apart by it")
@@ -82,36 +86,6 @@ def collect_sets(names, results_dir, n_images, rng):
     first = next(iter(runs))
     sets[REAL] = choose(os.path.join(results_dir, first, "x"), runs[first][1], None, n_images, rng)
     return sets
-
-
-def read_results(results_dir, name):
-    """metrics.json and the rows of per_image.csv of one evaluation."""
-    folder = os.path.join(results_dir, name)
-    path, figures = os.path.join(folder, "metrics.json"), {"kinds": []}
-    again = f"run `python test.py --name {name}` again"
-    if os.path.isfile(path):
-        figures = read_json(path, again, kinds=list, method=str, size=int, n_images=int)
-    if "z" not in figures["kinds"]:
-        raise FileNotFoundError(f"no evaluation with pasted images, z, in {folder}: run `python test.py --name {name}` "
-                                "first, without --no_images, on data with backgrounds")
-    path = os.path.join(folder, "per_image.csv")
-    rows = [row for _, row in read_rows(path)]
-    for row in rows:
-        stem = row["stem"] = unquoted(row.get("stem") or "")
-        if not stem or os.path.basename(stem) != stem:
-            raise UserError(f"{path} names an image {stem!r}: {again}")
-    if not rows or len(rows) != figures["n_images"]:
-        raise UserError(f"{path} has {len(rows)} rows for {figures['n_images']} images: {again}, to its end")
-    return figures, rows
-
-
-def read_rows(path):
-    """(number, {column: cell}) of the rows of a CSV file. UserError where it is none."""
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        try:
-            yield from enumerate(csv.DictReader(f))
-        except (csv.Error, ValueError) as error:
-            raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
 
 
 def choose(folder, rows, score, n, rng):

@@ -11,7 +11,8 @@ from running import methods
 FORMAT = 2
 # the most that a file may ask for: plain numbers, a model's config or a run's options, that say how large networks are
 MOST = {"size": 8192, "ngf": 4096, "ndf": 4096, "n_layers_D": 12, "n_layers_D_bg": 12, "seg_blocks": 200,
-        "unet_downs": 12, "grow_hole": 512}
+        "unet_downs": 12, "grow_hole": 512, "nz": 4096, "head_width": 4096, "head_blocks": 200, "mask_blocks": 200,
+        "seg_ngf": 4096, "n_codes": 4096, "ndf_info": 4096}
 
 
 def save_checkpoint(path, state):

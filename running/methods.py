@@ -43,9 +43,10 @@ A trainer has
 from importlib import import_module
 
 METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised",
-           "boxes": "baselines.boxes"}
+           "boxes": "baselines.boxes", "comgan": "baselines.comgan", "dscomgan": "baselines.dscomgan"}
 # what each learns from, beside images of objects
-SUPERVISION = {"seigan": "boxes, backgrounds", "nocycle": "boxes, backgrounds", "supervised": "masks", "boxes": "boxes"}
+SUPERVISION = {"seigan": "boxes, backgrounds", "nocycle": "boxes, backgrounds", "supervised": "masks", "boxes": "boxes",
+               "comgan": "nothing", "dscomgan": "nothing"}
 
 
 def load(name):

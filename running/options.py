@@ -151,14 +151,15 @@ def pick_device(name=None):
 
 
 def has_bfloat16(device):
-    """Whether `device` has units for bfloat16: CUDA GPUs from compute capability 8 on, CPUs with AMX."""
+    """Whether `device` has units for bfloat16: CUDA GPUs from compute capability 8 on, CPUs with AMX or
+    AVX512-BF16."""
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and bool(known.get("amx_bf16"))
+    return device.type == "cpu" and any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 # --- a command ---

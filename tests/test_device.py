@@ -115,6 +115,13 @@ def test_the_device_that_is_picked(monkeypatch):
     assert not options.has_bfloat16(torch.device("mps"))
 
 
+@pytest.mark.parametrize("known, expected", [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({}, False),
+                                             ({"avx512_f": True, "amx_bf16": False, "avx512_bf16": False}, False)])
+def test_cpus_with_units_for_bfloat16(monkeypatch, known, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert options.has_bfloat16(torch.device("cpu")) is expected
+
+
 @pytest.mark.parametrize("parse, argv", [
     (photo.get_args_parser().parse_args, ["cut", "a.jpg", "--box", "1,1,5,5", "--name", "a"]),
     (photo.get_args_parser().parse_args, ["remove", "a.jpg", "--box", "1,1,5,5", "--name", "a"]),

@@ -13,7 +13,7 @@ CORE = {"networks": set(), "losses": set(), "images": set(), "crf": set(), "seig
         "data": {"images"}}
 FOLDERS = ("crops", "evaluation", "running", "photos", "baselines")
 ALSO = {"photos": {"crops"}, "running": {"baselines"}}  # beyond their own folder and CORE
-COMMANDS = {"prepare", "train", "test", "photo", "evaluation.study"}
+COMMANDS = {"prepare", "train", "test", "photo", "evaluation.study", "evaluation.compare"}
 
 
 def modules():

@@ -1,0 +1,106 @@
+"""Runs beside each other: figures against ones computed here, seeds together, and what cannot be compared."""
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from evaluation import compare
+from images import save_png
+
+STEMS = [f"cat_{i}" for i in range(40)]
+
+
+def write(folder, name, method, seed, iou, stems=STEMS, **columns):
+    """results/NAME/ as test.py leaves it, with the IoUs given."""
+    kinds = ["x", "mask", "truth"]
+    for stem in stems:
+        save_png(ensure(folder / name / "x") / f"{stem}.png", np.full((16, 16, 3), 90, np.uint8))
+        for kind in kinds[1:]:
+            save_png(ensure(folder / name / kind) / f"{stem}.png", np.full((8, 8), 255, np.uint8))
+    figures = {"kinds": kinds, "method": method, "size": 16, "n_images": len(stems), "step": 5, "checkpoint": "latest",
+               "supervision": "nothing", "trained_with_seed": seed}
+    (folder / name / "metrics.json").write_text(json.dumps(figures))
+    cells = {"iou": iou, "full_mask": np.linspace(0.2, 0.4, len(stems))} | columns
+    with open(folder / name / "per_image.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["stem", *cells])
+        writer.writerows(zip(stems, *cells.values(), strict=True))
+
+
+def ensure(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def lines(folder, *names):
+    assert compare.main([*names, "--results_dir", str(folder), "--out", str(folder / "out")]) == 0
+    with open(folder / "out" / "compare.csv", newline="") as file:
+        return {row["method"]: row for row in csv.DictReader(file)}
+
+
+def test_means_seeds_and_differences(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    first, *redo = (rng.uniform(0, 1, len(STEMS)) for _ in range(3))
+    either = rng.uniform(0, 1, len(STEMS))
+    write(tmp_path, "base", "seigan", 0, first)
+    write(tmp_path, "my_redo_s0", "redo", 0, redo[0], iou_either=either)
+    write(tmp_path, "my_redo_s1", "redo", 1, redo[1], iou_either=either)
+    rows = lines(tmp_path, "base", "my_redo_s0", "my_redo_s1")
+    assert list(rows) == ["full mask", "seigan (base)", "redo (my_redo)"]
+    assert rows["full mask"]["IoU"].startswith("0.300 [") and rows["full mask"]["learns from"] == "nothing"
+    together = rows["redo (my_redo)"]
+    assert together["seeds"] == "0, 1" and together["either"].startswith(f"{either.mean():.3f} [")
+    assert together["IoU"].startswith(f"{np.mean(redo):.3f} [")
+    assert together["difference"].startswith(f"{np.mean(redo) - first.mean():+.3f} [")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert together["IoU"] in page and "masks.png" in page and (tmp_path / "out" / "masks.png").exists()
+    assert "| redo (my_redo) | nothing | 16 | 0, 1 |" in capsys.readouterr().out
+
+
+def ends(text):
+    return np.array([float(part) for part in text.split("[")[1].rstrip("]").split(",")])
+
+
+def test_intervals_of_one_seed_are_those_of_a_mean():
+    values = np.random.default_rng(1).normal(0.5, 0.2, (1, 200))
+    error = 1.96 * values.std(ddof=1) / np.sqrt(200)
+    assert ends(compare.shown(values)) == pytest.approx([values.mean() - error, values.mean() + error], abs=0.005)
+
+
+def test_seeds_that_differ_widen_the_interval_and_pairs_narrow_a_difference():
+    rng = np.random.default_rng(2)
+    hard = rng.normal(0.5, 0.2, (1, 100))  # images of very unlike difficulty, the same for both
+    alike, unlike = np.repeat(hard, 2, 0), hard + np.array([[-0.2], [0.2]])
+    low, high = ends(compare.shown(unlike)) - ends(compare.shown(alike))
+    assert low < -0.1 and high > 0.1
+    assert np.ptp(ends(compare.shown(hard + 0.1, hard, signed=True))) < 0.002
+
+
+def test_images_that_share_no_truth_cannot_be_compared(tmp_path, capsys):
+    iou = np.full(len(STEMS), 0.5)
+    write(tmp_path, "a", "seigan", 0, iou)
+    write(tmp_path, "b", "seigan", 0, iou[:-1], STEMS[:-1])
+    write(tmp_path, "c", "seigan", 0, iou, full_mask=np.full(len(STEMS), 0.9))  # other images of the same names
+    for other, said in (("b", "40 and 39"), ("c", "different images"), ("d", "run `python test.py --name d` first")):
+        assert compare.main(["a", other, "--results_dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1
+
+
+def test_a_damaged_table_is_one_line(tmp_path, capsys):
+    write(tmp_path, "a", "seigan", 0, ["much"] * len(STEMS))
+    assert compare.main(["a", "--results_dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "holds text" in capsys.readouterr().err
+
+
+def test_names_are_no_html(tmp_path):
+    write(tmp_path, "a<b", "seigan", 0, np.full(len(STEMS), 0.5))
+    lines(tmp_path, "a<b")
+    assert "a<b" not in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name, kept", [("redo", "redo"), ("demo_redo1", "redo (demo_redo)"), ("redo_s2", "redo"),
+                                        ("horses", "redo (horses)"), ("redo-seed12", "redo")])
+def test_a_line_is_called_by_what_names_have_in_common(name, kept):
+    assert compare.label([name], {name: ({"method": "redo"}, [])}) == kept
