@@ -1,7 +1,7 @@
 """From photographs and boxes to crops (§4.1, §4.2), in the folders that data.py reads.
 
     python prepare.py coco --images DIR --annotations FILE.json --out DATAROOT     so too csv, yolo, labelme, boxes
-    python prepare.py voc --root DIR --out DATAROOT                                so too pets, cityscapes
+    python prepare.py voc --root DIR --out DATAROOT                                so too pets, cub, cityscapes
     python prepare.py detect --images DIR --out DATAROOT                           boxes from a pretrained detector
     python prepare.py folder --objects DIR --backgrounds DIR --out DATAROOT        crops that exist already
     python prepare.py demo --out DATAROOT                                          the procedural demo set
@@ -82,6 +82,8 @@ def add_sources(commands):
     add("--detector_weights", metavar="FILE",
         help="state dict of torchvision's fasterrcnn_resnet50_fpn [downloaded]")
     add("--boxes", metavar="FILE", help="keeps detections, to go on from later [DATAROOT/detections_SPLIT.jsonl]")
+    add("--least_score", type=number(0, 1), default=detector.LEAST_SCORE, metavar="F",
+        help="detections of a lower score, 0..1, do not even keep crops away")
     add_device(add)
 
 
@@ -99,6 +101,10 @@ def add_data_sets(commands):
     add("--root", required=True, metavar="DIR", help="holds images and annotations; or where to put a download")
     add("--image_set", choices=("trainval", "test"), default="trainval", help="list of images")
     add("--download", choices=("oxford-pets",), help="download it first, to --root")
+
+    add = add_source(commands, "cub", from_cub, "crops from CUB-200-2011: birds with boxes and masks")
+    add("--root", required=True, metavar="DIR", help="holds images.txt, images and, for masks, segmentations")
+    add("--image_set", choices=("train", "test"), default="train", help="part of train_test_split.txt")
 
     add = add_source(commands, "cityscapes", from_cityscapes, "crops from Cityscapes")
     add("--root", required=True, metavar="DIR", help="holds gtFine and leftImg8bit")
@@ -149,6 +155,9 @@ def add_rule_options(parser):
     add("--exclude", type=names, metavar="A,B", help="these never become objects [none]")
     add("--min_score", type=number(0, 1), metavar="F",
         help="a detection's score, 0..1, from which it may be an object; all keep crops away [detect 0.8, else 0]")
+    add("--same_object", type=number(0, 1), metavar="F",
+        help="a detection whose IoU with one of a higher score is at least this, of whatever class, is the same object "
+             "once more, and so are parts of its class inside; 1 = off [0.5]")
     add("--y_per_x", type=number(0, 100), metavar="R", help="backgrounds per object [2]")
     add("--y_per_image", type=whole(1, 1000), metavar="N", help="most backgrounds from one image [8]")
     add("--y_from", metavar="same|any|DIR",
@@ -216,6 +225,10 @@ def from_pets(args, skips):
     return root, args.image_set, sources.read_pets(root, args.image_set, skips)
 
 
+def from_cub(args, skips):
+    return args.root, args.image_set, sources.read_cub(args.root, args.image_set, skips)
+
+
 def download(name, fetch):
     """Run a torchvision download; UserError in one line when it fails."""
     try:
@@ -240,8 +253,9 @@ def from_detector(args, skips):
     if not args.boxes and not is_below(path.name, args.out):
         raise UserError(f"{path} is a link that leads out of {args.out}: name its file as --boxes")
     model = detector.load_detector(args.detector_weights, device)
-    find = partial(detector.detect_boxes, model, names=detector.category_names(), device=device)
-    detector.detect_folder(args.images, path, find, skips, own_files(args.out))
+    find = partial(detector.detect_boxes, model, names=detector.category_names(), device=device,
+                   least_score=args.least_score)
+    detector.detect_folder(args.images, path, find, skips, own_files(args.out), args.least_score)
     return args.images, os.path.abspath(path), sources.read_detections(args.images, path, skips)
 
 

@@ -3,6 +3,7 @@
     python test.py --name demo                                    # data, size and method come from the checkpoint
     python test.py --name dogs --checkpoint best --dataroot datasets/dogs2
     python test.py --name dogs --frechet_weights inception_v3     # downloads torchvision's weights
+    python test.py --masks sam --dataroot datasets/dogs           # any method's masks, sam/STEM.png
 
 Writes results/NAME/: index.html, metrics.json, per_image.csv, contact_sheet.png, best_median_worst.png (four each, by
 IoU), and a folder of PNGs each for x, y, what the method makes of them, such as mask, z, y_hat, x_hat, and truth. Masks
@@ -23,7 +24,8 @@ from data import Crops
 from evaluation import charts, page
 from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
 from evaluation.image_scores import FeatureNet
-from images import UserError, save_png, written_whole
+from evaluation.mask_files import MaskFiles
+from images import UserError, open_image, save_png, written_whole
 from running import methods, options
 from running.checkpoint import build_model, load_checkpoint
 from running.folder import Lock, Made
@@ -39,6 +41,9 @@ def get_args_parser():
     add("--results_dir", default="results", help="folder for the results")
     add("--dataroot", help="folder of crops [the one trained on]")
     add("--split", default="test", help="part of it to evaluate")
+    add("--masks", metavar="DIR",
+        help="score this folder's masks in place of a model's: STEM.png of each object, 255 object, 0 background, "
+             "square or as large as in masks_source; results go by --name [the folder's]")
     options.add_device(add)
     add("--batch_size", type=options.whole(1), default=16, help="images at a time in each thread")
     add("--threads", type=options.whole(1), default=min(torch.get_num_threads(), 4),
@@ -47,32 +52,61 @@ def get_args_parser():
     add("--sheet_rows", type=options.whole(1), default=12, help="images on the contact sheet, by name")
     add("--no_images", action="store_true", help="write figures and sheets only, no folders of PNGs")
     add("--frechet_weights", metavar="NAME[:FILE]",
-        help="also measure a Fréchet distance on this torchvision network, with its default weights or those of FILE")
+        help="also measure Fréchet and kernel distances on this torchvision network, with its default weights or those "
+             "of FILE")
     return parser
 
 
 def run(argv):
     """`python test.py ...`"""
     args, started = get_args_parser().parse_args(argv), time.perf_counter()
-    device, path = options.pick_device(args.device), options.checkpoint_path(args)
-    state = load_checkpoint(path)
-    model = build_model(state, path, device)
-    dataroot = args.dataroot or state.get("options", {}).get("dataroot")
-    if not isinstance(dataroot, str) or not dataroot:
-        raise UserError(f"{path} does not name its data: give --dataroot")
-    crops = Crops(dataroot, args.split, model.size, "backgrounds" in methods.load(state["method"]).NEEDS)
+    device = options.pick_device(args.device)
+    model, crops, about = (from_files if args.masks else from_checkpoint)(args, device)
     check_names(crops)
     feature_net = FeatureNet(args.frechet_weights).to(device) if args.frechet_weights else None
-    args.name = options.results_name(args)
     folder = os.path.join(args.results_dir, args.name)
     os.makedirs(folder, exist_ok=True)
     with Lock(folder, "give another --results_dir"):
         made = Made(folder, MADE)
         made.clear()  # so that nothing of other data stays beside the new figures
-        figures = write_results(args, state, model, dataroot, crops, device, feature_net, made)
+        figures = write_results(args, about, model, crops, device, feature_net, made)
     print(table(figures))
+    if figures["frechet"] and figures["frechet"]["warning"]:
+        print(f"  {figures['frechet']['warning']}")
     print(f"{figures['n_images']} images in {time.perf_counter() - started:.1f} s; see "
           f"{os.path.join(folder, 'index.html')}")
+
+
+def from_checkpoint(args, device):
+    """The model, the `Crops` and what metrics.json says of the model; sets args.name and args.dataroot."""
+    path = options.checkpoint_path(args)
+    state = load_checkpoint(path)
+    model = build_model(state, path, device)
+    args.name = options.results_name(args)
+    args.dataroot = args.dataroot or state.get("options", {}).get("dataroot")
+    if not isinstance(args.dataroot, str) or not args.dataroot:
+        raise UserError(f"{path} does not name its data: give --dataroot")
+    crops = Crops(args.dataroot, args.split, model.size, "backgrounds" in methods.load(state["method"]).NEEDS)
+    return model, crops, {
+        "method": state["method"], "supervision": methods.SUPERVISION[state["method"]],
+        "trained_with_seed": state.get("options", {}).get("seed"), "step": state["step"],
+        "background_region": model.polarity.background if hasattr(model, "polarity") else None,
+        "checkpoint": os.path.basename(args.weights or args.checkpoint)}
+
+
+def from_files(args, device):
+    """The same of --masks: crops are shown at the size of their files."""
+    if args.weights or args.frechet_weights:
+        given = "--weights" if args.weights else "--frechet_weights"
+        raise UserError(f"--masks and {given}: masks come from no model and make no images, leave out one of the two")
+    if not args.dataroot:
+        raise UserError(f"--masks {args.masks} needs --dataroot, the folder of the crops that the masks are of")
+    args.name = args.name or os.path.basename(os.path.abspath(args.masks)) or "masks"
+    crops = Crops(args.dataroot, args.split, 1, backgrounds=False)
+    crops.size = open_image(crops.objects[crops.stems[0]]).width
+    return MaskFiles(args.masks, crops), crops, {
+        "method": "masks", "supervision": "unknown", "trained_with_seed": None, "step": None,
+        "background_region": None, "checkpoint": args.masks}
 
 
 def check_names(crops):
@@ -82,9 +116,9 @@ def check_names(crops):
             raise UserError(f"{crops.objects[stem]!r} has a name that is not UTF-8: rename it")
 
 
-def write_results(args, state, model, dataroot, crops, device, feature_net, made):
+def write_results(args, about, model, crops, device, feature_net, made):
     """Evaluate, and write all that is in results/NAME/. Returns the contents of metrics.json."""
-    fixed, n_fitted = fit_fixed(dataroot, model.size, args.threads)
+    fixed, n_fitted = fit_fixed(args.dataroot, model.size, args.threads)
     records = evaluate(model, crops, device, args.batch_size, args.threads, fixed, feature_net, args.seed)
     if not args.no_images:
         records = in_threads(saver(made), records, args.threads)
@@ -94,19 +128,17 @@ def write_results(args, state, model, dataroot, crops, device, feature_net, made
     classes = {stem: str(record["class"]) for stem, record in crops.records.items()
                if record.get("class") not in (None, "")}  # written by hand they may be numbers, and 0 is one
     figures = {
-        "name": args.name, "method": state["method"], "supervision": methods.SUPERVISION[state["method"]],
-        "trained_with_seed": state.get("options", {}).get("seed"), "size": model.size, "step": state["step"],
-        "background_region": model.polarity.background if hasattr(model, "polarity") else None,
-        "checkpoint": os.path.basename(args.weights or args.checkpoint), "dataroot": str(dataroot),
+        "name": args.name, **about, "size": model.size, "dataroot": str(args.dataroot),
         "split": args.split, "seed": args.seed,
         "kinds": [] if args.no_images else kinds, "mean_mask_fitted_on": n_fitted, "resolution": resolution(crops),
-        **summarise(rows, classes), "frechet": frechet(features, feature_net) if feature_net else None,
+        **summarise(rows, classes), "frechet": frechet(features, rows, feature_net) if feature_net else None,
         "origin": origin(device, crops)}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
     write_rows(made.path("per_image.csv"), rows)
     page.write_json(made.path("metrics.json"), figures)  # only beside all of its images and rows
-    log = charts.read_log(os.path.join(args.checkpoints_dir, args.name, "log.jsonl")) if not args.weights else {}
+    of_run = not args.weights and not args.masks
+    log = charts.read_log(os.path.join(args.checkpoints_dir, args.name, "log.jsonl")) if of_run else {}
     page.write_index(os.path.dirname(made.path("index.html")), figures, rows, log)
     return figures
 
@@ -165,7 +197,7 @@ def cell(value):
 
 def table(figures):
     """The lines to read first: IoU with its interval, the baselines beside it."""
-    head = f"{figures['name']}: {figures['method']}, step {figures['step']}, {figures['n_masks']} of " \
+    head = f"{figures['name']}: {figures['method']}, {page.made_by(figures)}, {figures['n_masks']} of " \
            f"{figures['n_images']} images have a true mask"
     if figures["iou"] is None:
         return f"{head}; no IoU without one"

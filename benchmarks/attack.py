@@ -61,8 +61,8 @@ DOORS = {
     "config": ("checkpoints/run/config.json", ("train", "--name", "run", "--resume", "--gpu", "-1")),
     "rows": ("results/run/per_image.csv", ("evaluation.study", "page", "--name", "run", "--n_images", "2")),
     "metrics": ("results/run/metrics.json", ("evaluation.study", "page", "--name", "run", "--n_images", "2")),
-    "votes": ("votes.csv", ("evaluation.study", "fit", "votes.csv", "--resamples", "5")),
-    "key": ("results/study/key.json", ("evaluation.study", "fit", "votes.csv", "--resamples", "5")),
+    "votes": ("votes.csv", ("evaluation.study", "fit", "votes.csv")),
+    "key": ("results/study/key.json", ("evaluation.study", "fit", "votes.csv")),
 }
 # what writes or reads one folder, by the folder
 RACERS = {

@@ -311,6 +311,39 @@ def read_pets(root, image_set, skips: Skips) -> list:
     return photos
 
 
+# --- CUB-200-2011 ---
+
+
+def read_cub(root, image_set, skips: Skips) -> list:
+    """CUB-200-2011 (root: the folder with images.txt): a bird in each photograph. image_set: "train" or "test", by
+    train_test_split.txt. The class is the image's folder without its number, as in classes.txt; the box x, y, w, h.
+
+    segmentations/, a download of its own, is 255 where all five annotators saw the bird and a fifth less for each who
+    did not: object where three of them did (153 and more), else background; there is no void.
+    """
+    files, boxes, split = ({words[0]: words[1:] for line in read_text(Path(root, name), "--root must hold images.txt, "
+                            "as CUB_200_2011 does").splitlines() if (words := line.split())}
+                           for name in ("images.txt", "bounding_boxes.txt", "train_test_split.txt"))
+    photos, images, masks = [], Path(root, "images"), Path(root, "segmentations")
+    for key, (said, *_) in ((key, words) for key, words in files.items() if words):
+        file, part = plain_file(said, images), split.get(key)
+        if part != [str(int(image_set == "train"))]:
+            if part not in (["0"], ["1"]):
+                skips.add("bad_split", f"train_test_split.txt says {shorten(part)} of image {key}")
+            continue
+        mask = str(PurePosixPath(file).with_suffix(".png")) if file else ""
+        if leads_out(file or said, images, skips) or leads_out(mask, masks, skips):
+            continue
+        rectangle = parse_box([to_float(text) for text in boxes.get(key, ())])
+        if rectangle is None:
+            skips.add("bad_box", f"image {key}, {file}, has the box {shorten(boxes.get(key))}")
+            continue
+        name = PurePosixPath(file).parts[0].partition(".")[2]
+        packed = ("mask", str(masks / mask)) if (masks / mask).is_file() else None
+        photos.append(Photo(file, str(images / file), 0, 0, [Box(*rectangle, name or "bird", 1, mask=packed)]))
+    return with_sizes(photos, skips)
+
+
 # --- photographs without annotations, and what a detector found in them ---
 
 

@@ -17,7 +17,7 @@ from crops.values import leads_out
 from images import UserError, parse_json
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
-LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles
+LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles (see also `rules.doubles`)
 
 
 def load_detector(weights, device):
@@ -70,12 +70,13 @@ def detect_boxes(model, image, names, device="cpu", least_score=LEAST_SCORE) -> 
     return sorted(kept, key=lambda box: -box[5])
 
 
-def detect_folder(folder, path: Path, find, skips, without=()):
+def detect_folder(folder, path: Path, find, skips, without=(), least_score=LEAST_SCORE):
     """Run `find` (image -> boxes, see `detect_boxes`) on all images below `folder` but `without` (see
     `images.list_images`), a line each to `path`, which `annotations.read_detections` reads.
 
     Photographs of this folder that `path` has already are not done again, so an interrupted run continues. Each line
-    names its folder: photographs of several folders may have one name.
+    names its folder: photographs of several folders may have one name. UserError where it has them of another
+    `least_score`, that of `find`.
     """
     names = photo_files(folder, without)
     done, place = set(), os.path.abspath(folder)
@@ -87,7 +88,12 @@ def detect_folder(folder, path: Path, find, skips, without=()):
             raise UserError(f"{path} is not a list of detections: delete it to detect anew")
         if len(whole) < len(lines):  # cut short: the next line must not be glued to it
             path.write_bytes(b"".join(whole))
-        done = {item["file"] for item in items if item.get("folder") == place}
+        mine = [item for item in items if item.get("folder") == place]
+        others = {item.get("least_score", LEAST_SCORE) for item in mine} - {least_score}
+        if others:
+            raise UserError(f"{path} holds what was detected with --least_score {others.pop()}, not {least_score:g}: "
+                            "name another --boxes, or delete it to detect anew")
+        done = {item["file"] for item in mine}
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         for name in tqdm([name for name in names if name not in done], desc="detect", unit="image", disable=None):
@@ -98,6 +104,7 @@ def detect_folder(folder, path: Path, find, skips, without=()):
             except OSError as error:
                 skips.add("image_unreadable", str(error))
                 continue
-            line = {"folder": place, "file": name, "width": image.width, "height": image.height, "boxes": find(image)}
+            line = {"folder": place, "file": name, "width": image.width, "height": image.height,
+                    "least_score": least_score, "boxes": find(image)}
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -45,6 +45,7 @@ class Rules:
     max_outside: float = 0.5  # largest share of a crop's area beyond the image
     fit: str = "warp"  # warp: box to a square (the paper's); keep: the box keeps its aspect
     min_score: float = 0.0  # a detector's score from which a box may be an object; all boxes keep crops away
+    same_object: float = 0.5  # IoU with a better detection from which a detection is that object once more; 1 = off
     classes: tuple = ()  # only these become objects; () = all
     exclude: tuple = ()  # these never do
     y_per_x: float = 2.0  # backgrounds per object (§4.2: at least twice as many)
@@ -117,7 +118,7 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
     for index, box in enumerate(photo.boxes):
         rule, window = first_failing(box, photo, rules), object_window(box, rules)
         if rule is None:
-            touched = overlaps(window, edges)
+            touched = overlaps(window, edges) & ~doubles(photo.boxes, edges, index, rules.same_object)
             touched[index] = False
             rule = "neighbours" if touched.any() else None
         if rule is None:
@@ -125,6 +126,24 @@ def find_objects(photo: Photo, rules: Rules, dropped: Counter):
         else:
             dropped[rule] += 1
     return found
+
+
+def doubles(boxes, edges, index, least_iou, inside=0.9) -> np.ndarray:
+    """Which boxes show the object of number `index` once more, bool (n,): detections of a lower score that share at
+    least `least_iou` of their union with it, whatever their class, or are of its class and lie in it but for a tenth
+    of their area, as parts do. A detector's own suppression compares boxes of one class only.
+
+    A lower box of another class inside, as a rider's in a horse's, is an object of its own. edges: `edges_of` boxes.
+    """
+    box = boxes[index]
+    lower = np.array([other.score < box.score for other in boxes])
+    if least_iou >= 1 or not lower.any():  # annotations all have the score 1
+        return np.zeros(len(boxes), bool)
+    x, y, w, h = edges.T
+    across = (np.minimum(x + w, box.x + box.w) - np.maximum(x, box.x)).clip(0)
+    shared = across * (np.minimum(y + h, box.y + box.h) - np.maximum(y, box.y)).clip(0)
+    parts = np.array([other.name == box.name for other in boxes]) & (shared >= inside * w * h)
+    return lower & ((shared >= least_iou * (w * h + box.w * box.h - shared)) | parts)
 
 
 def most_dropping(dropped, boxes: int, half=True):

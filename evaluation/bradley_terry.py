@@ -1,9 +1,11 @@
 """Bradley-Terry ratings from pairwise votes (Bradley and Terry 1952; §4.1, Fig. 4).
 
 P(i beats j) = exp(r_i) / (exp(r_i) + exp(r_j)). A vote's outcome is 1 for the first of the two, 0 for the second,
-½ for a tie: half a win each. This file needs numpy only and can be copied out alone.
+½ for a tie: half a win each. This file and clustered.py need numpy only and can be copied out together.
 """
 import numpy as np
+
+from evaluation.clustered import student, two_way
 
 PRIOR = 0.5  # wins added to each side of every pair of sets that was compared (Anscombe's half)
 
@@ -72,11 +74,12 @@ def win_shares(wins):
     return np.divide(wins, games, out=np.full_like(games, np.nan), where=games > 0)
 
 
-def bootstrap(first, second, outcome, voter, pair, n_sets, resamples=1000, level=0.95, seed=0, prior=PRIOR):
+def intervals(first, second, outcome, voter, pair, n_sets, level=0.95, prior=PRIOR):
     """Intervals of the ratings that allow for voters and pairs of images each being a sample.
 
-    Voters and pairs are drawn with replacement, independently of one another; a vote counts as often as its voter
-    times as its pair is drawn (Owen 2007, the pigeonhole bootstrap). A single voter, or pair, is not resampled.
+    Sandwich estimate with votes clustered by voters and by pairs, see `clustered.two_way`; a single voter, or pair,
+    counts as no sample. Deviation: the paper gives none. Of a set that never wins, or never loses, it is too short:
+    nothing shows what could have happened.
 
     Args:
         first, second, outcome: as for `count_wins`. voter, pair: (V,) numbers from 0.
@@ -84,17 +87,16 @@ def bootstrap(first, second, outcome, voter, pair, n_sets, resamples=1000, level
     Returns:
         (n_sets, 2) ends of the `level` interval.
     """
-    rng = np.random.default_rng(seed)
-    # every comparison made keeps its prior, drawn or not: so every resample has finite ratings
-    compared = count_wins(first, second, outcome, n_sets)
-    floor = 1e-9 * (compared + compared.T > 0)
-    tables = np.empty((resamples, n_sets, n_sets))
-    for i in range(resamples):
-        weight = np.ones(len(outcome))
-        for unit in (voter, pair):
-            n = int(np.max(unit)) + 1
-            if n > 1:
-                weight *= np.bincount(rng.integers(n, size=n), minlength=n)[unit]
-        tables[i] = count_wins(first, second, outcome, n_sets, weight) + floor
-    tail = (1 - level) / 2
-    return np.quantile(fit(tables, prior, tolerance=1e-6), [tail, 1 - tail], axis=0).T
+    first, second, outcome = np.asarray(first), np.asarray(second), np.asarray(outcome, np.float64)
+    wins = count_wins(first, second, outcome, n_sets)
+    ratings = fit(wins, prior)
+    chance = (1 + np.tanh((ratings[:, None] - ratings) / 2)) / 2  # of the row against the column
+    games = wins + wins.T
+    bend = (games + 2 * prior * (games > 0)) * chance * chance.T
+    information = np.diag(bend.sum(1)) - bend
+    # what is added keeps the ratings' mean, of which votes tell nothing, at 0
+    inverse = np.linalg.pinv(information + np.trace(information) / n_sets, hermitian=True)
+    surprise = (outcome - chance[first, second])[:, None]
+    variance, df = two_way(surprise * (inverse[first] - inverse[second]), voter, pair)
+    half = np.sqrt(variance) * [student(level, n) for n in df]
+    return np.stack([ratings - half, ratings + half], 1)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import crf
 from data import by_stem, to_pixels
 from evaluation import image_scores, mask_scores
+from evaluation.mask_files import MaskFiles
 from images import OBJECT, UserError, open_mask
 from networks import box_mask, fixed_noise
 
@@ -26,6 +27,7 @@ FRECHET = {"z": "x", "y_hat": "x", "x_hat": "y", "G_inp": "y", "G_inp_first": "y
 MASKS = (*mask_scores.RATIOS, "boundary_f", "mask_area")
 REFINED = {name: f"{name}_refined" for name in MASKS}  # of the masks after `crf.refine_box`
 COUNTS = ("tp", "fp", "fn", "tn")
+NAMES = ("stem", "background", "photograph")  # columns of a row that are no numbers
 FIGURES = (*MASKS, "true_area", *REFINED.values(), *mask_scores.BASELINES, "id_obj", "enh_change",
            *(f"{fill}_{measure}" for fill in FILLS for measure in MEASURES))
 MEAN_MASK_SAMPLE = 2000  # training masks, evenly spaced, from which the mean mask is fitted
@@ -35,7 +37,7 @@ class Record(NamedTuple):
     """What `evaluate` finds of one object."""
 
     stem: str
-    row: dict  # "stem", "background", what there is of FIGURES and COUNTS, the model's scores; NaN = no value
+    row: dict  # NAMES, what there is of FIGURES and COUNTS, the model's scores; NaN = no value
     pictures: dict  # {kind: uint8 (S, S, 3), masks (S, S)}: x, y, mask, refined, else as the model orders them, truth
     features: dict  # {kind: (D,) of a FeatureNet}
 
@@ -49,6 +51,14 @@ def pair_up(crops, seed=0):
     order = np.random.default_rng(seed).permutation(len(crops.background_stems))
     return {stem: crops.background_stems[order[i % len(order)]] if len(order) else ""
             for i, stem in enumerate(crops.stems)}
+
+
+def photograph(crops, stem):
+    """What tells the photograph that `stem` was cut from: its name, after its source's number where there are several;
+    the stem itself where crops.json does not say. Crops of one are no independent sample."""
+    record = crops.records.get(stem, {})
+    name, origin = record.get("source"), record.get("origin", 0)
+    return stem if not isinstance(name, str) else f"{origin}:{name}" if len(crops.rules) > 1 else name
 
 
 def read_truth(crops, stem):
@@ -102,7 +112,13 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     y = torch.stack([crops.background(other) for other in others]).to(device) if all(others) else None
     true = [crops.mask(stem) for stem in stems]
     hole = torch.stack([hole_in(crops, stem, mask) for stem, mask in zip(stems, true, strict=True)]).to(x)
-    made = model.pictures(x, y, box, seed)
+    truths = [read_truth(crops, stem) for stem in stems]
+    files = None  # masks as they were written, of any size
+    if isinstance(model, MaskFiles):
+        files = [model.read(stem, truth) for stem, truth in zip(stems, truths, strict=True)]
+        made = model.pictures(files, truths, x, y)
+    else:
+        made = model.pictures(x, y, box, seed)
     fills = refill(model, y, hole, seed)
     columns = model.scores(made) if getattr(model, "scores", None) else {}
     columns |= enhancement(model, x, made, seed) | {
@@ -120,7 +136,11 @@ def run_batch(model, crops, pairs, device="cpu", fixed=None, feature_net=None, s
     records = []
     for i, (stem, other) in enumerate(pairs):
         own = {name: batch[i] for name, batch in masks.items()}
-        row = {"stem": stem, "background": other} | score_mask(crops, stem, own, fixed)
+        row = dict(zip(NAMES, (stem, other, photograph(crops, stem)), strict=True))
+        if files:
+            own["mask"] = files[i]
+        placed = files is not None and model.on_source(files[i], truths[i])
+        row |= score_mask(crops, stem, truths[i], own, fixed, placed)
         if hasattr(model, "polarity"):
             row |= inverse(row)
         pictures = {kind: batch[i] for kind, batch in pixels.items()}
@@ -174,16 +194,18 @@ def hole_in(crops, stem, mask):
     return box_mask(crops.box(stem)[None], crops.size, crops.size)[0].round() * (stem in crops.records)
 
 
-def score_mask(crops, stem, masks, fixed):
-    """The figures of `stem`'s masks {"mask", "refined", "crf": (H, W) in [0, 1]}, as far as the truth is known."""
-    truth = read_truth(crops, stem)
+def score_mask(crops, stem, truth, masks, fixed, placed=False):
+    """The figures of `stem`'s masks {"mask", "refined", "crf": (H, W) in [0, 1]}, as far as the `truth` is known.
+
+    placed: whether "mask" lies on the pixels of the true mask, not over the crop.
+    """
     if truth is None:
         return {"mask_area": float((masks["mask"] >= 0.5).mean()),
                 "mask_area_refined": float((masks["refined"] >= 0.5).mean())}
     box, others = None, {"refined": masks["refined"]} | ({} if fixed is None else {"mean_mask": fixed})
     if stem in crops.records:
         box, others["crf"] = crops.box(stem).tolist(), masks["crf"]
-    figures = mask_scores.score(masks["mask"], truth, box, **others)
+    figures = mask_scores.score(masks["mask"], truth, box, placed, **others)
     tp, _, fn, _ = counts = figures.pop("counts").tolist()
     return figures | dict(zip(COUNTS, counts, strict=True)) | {"true_area": (tp + fn) / max(sum(counts), 1)}
 
@@ -192,7 +214,7 @@ def score_mask(crops, stem, masks, fixed):
 
 
 def evaluate(model, crops, device="cpu", batch_size=32, num_threads=1, fixed=None, feature_net=None, seed=0):
-    """Run `model` over all objects of `crops`: yields one `Record` each, in file order.
+    """Run `model`, or a `MaskFiles`, over all objects of `crops`: yields one `Record` each, in file order.
 
     Args:
         batch_size: images at a time in each thread.
@@ -264,13 +286,13 @@ def summarise(rows, classes=None):
     """
     scored = [row for row in rows if "iou" in row]
     scores = [name for name in dict.fromkeys(name for row in rows for name in row)
-              if name not in (*FIGURES, *COUNTS, "stem", "background")]
+              if name not in (*FIGURES, *COUNTS, *NAMES)]
     columns = {name: [row.get(name, math.nan) for row in rows] for name in (*FIGURES, *scores)}
     if scored:  # the area where there is no truth to compare it with would not belong beside true_area
         for name in ("mask_area", "mask_area_refined"):
             columns[name] = [row[name] if "iou" in row else math.nan for row in rows]
     columns["iou_minus_mean_mask"] = [row.get("iou", math.nan) - row.get("mean_mask", math.nan) for row in rows]
-    values, intervals = means(columns, scored)
+    values, intervals = means(columns, rows)
     return {
         **{name: values[name] for name in (*MASKS, "true_area", "iou_pooled", "iou_minus_mean_mask")},
         "refined": {name: values[refined] for name, refined in REFINED.items()},
@@ -284,26 +306,27 @@ def summarise(rows, classes=None):
     }
 
 
-def means(columns, scored=()):
-    """Means of columns {name: list of N, NaN = no value} and their 95 % intervals over images: {name: mean}, {name:
-    [low, high]}; None without a value, and for an interval with fewer than two.
+def means(columns, rows):
+    """Means of columns {name: list of N, NaN = no value} over `rows` and their 95 % intervals over photographs: {name:
+    mean}, {name: [low, high]}; None without a value, and for an interval with fewer than two photographs.
 
-    scored: rows with counts, for one more column, "iou_pooled": all their pixels together.
+    rows: N, with "photograph", whose crops are drawn together ("stem" where it is not known), and where there is a true
+    mask with counts, for one more column, "iou_pooled": all their pixels together.
     """
     values = np.array([*columns.values()], np.float64).T  # (N, K)
     there = ~np.isnan(values)
-    n, k = values.shape
-    overlap = np.zeros((n, 2))  # intersection and union
-    overlap[: len(scored)] = np.array([[r["tp"], r["tp"] + r["fp"] + r["fn"]] for r in scored]).reshape(-1, 2)
-    table = np.hstack([np.where(there, values, 0), overlap[:, :1], there, overlap[:, 1:]])
+    counts = np.array([[row.get(name, 0) for name in COUNTS[:3]] for row in rows], np.float64).reshape(-1, 3)
+    table = np.hstack([np.where(there, values, 0), counts[:, :1], there, counts.sum(1, keepdims=True)])
+    table = mask_scores.by_photograph(table, rows)
+    k = values.shape[1] + 1
 
     def statistic(sums):
         with np.errstate(invalid="ignore"):
-            return sums[:, : k + 1] / sums[:, k + 1 :]
+            return sums[:, :k] / sums[:, k:]
 
     found = statistic(table.sum(0, keepdims=True))[0]
     ends = mask_scores.bootstrap(table, statistic)
-    ends[[*(there.sum(0) < 2), len(scored) < 2]] = np.nan
+    ends[(table[:, k:] > 0).sum(0) < 2] = np.nan
     names = [*columns, "iou_pooled"]
     return ({name: None if np.isnan(v) else float(v) for name, v in zip(names, found, strict=True)},
             {name: None if np.isnan(e).any() else e.tolist() for name, e in zip(names, ends, strict=True)})
@@ -320,10 +343,24 @@ def _per_class(scored, classes):
     return result
 
 
-def frechet(features, feature_net):
-    """Fréchet distances of generated to real crops, of the features of all records; none where N < 2."""
+def frechet(features, rows, feature_net):
+    """Fréchet and kernel distances of generated to real crops, of the features and rows of all records.
+
+    A background that several objects were pasted on counts once. None where fewer than 2 images, or 3 for the kernel's
+    interval, are left.
+    """
     table = {kind: np.stack([one[kind] for one in features]) for kind in features[0]}
+    backgrounds = {row["background"]: i for i, row in reversed([*enumerate(rows)])}
+    once = {"x": np.arange(len(rows)), "y": np.array(sorted(backgrounds.values()))}
+    pairs = {f"{fake} to {real}": (table[fake][once[real]], table[real][once[real]])
+             for fake, real in FRECHET.items() if fake in table and real in table}
+    kernel = {pair: image_scores.paired_kernel_distance(*both) for pair, both in pairs.items() if len(both[0]) > 2}
     n, dimensions = table["x"].shape
-    values = {f"{fake} to {real}": image_scores.frechet_distance(table[fake], table[real])
-              for fake, real in FRECHET.items() if fake in table and real in table and n > 1}
-    return feature_net.describe() | {"n": n, "dimensions": dimensions, "values": values}
+    warning = None if n >= image_scores.ENOUGH else (
+        f"N = {n} is below {image_scores.ENOUGH:,}: the Fréchet distance is biased upwards, compare it only between "
+        "tests of the same N; the kernel distance is not, its interval says what N allows")
+    return feature_net.describe() | {
+        "n": n, "dimensions": dimensions, "warning": warning,
+        "values": {pair: image_scores.frechet_distance(*both) for pair, both in pairs.items() if len(both[0]) > 1},
+        "kernel": {pair: found[0] for pair, found in kernel.items()},
+        "kernel_intervals": {pair: list(found[1:]) for pair, found in kernel.items()}}

@@ -1,5 +1,7 @@
-"""How good images are: holes refilled (PSNR, SSIM, MAE beside two simple fills) and a Fréchet distance on the
-features of a torchvision network. The paper judges images by people alone (§4.1, see evaluation/study.py).
+"""How good images are: holes refilled (PSNR, SSIM, MAE beside two simple fills), and a Fréchet and a kernel distance on
+the features of a torchvision network. They are FID and KID only on the Inception weights of those who published them,
+which are none of torchvision's: docs/reproduce.md says how to have these. The paper judges images by people alone
+(§4.1, see evaluation/study.py).
 
 Images are (N, 3, H, W) in [-1, 1], holes (N, 1, H, W) of 0 and 1 with 1 = cut out.
 """
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evaluation.clustered import student
 from images import UserError
 
 FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
@@ -101,6 +104,8 @@ def _diffuse(known_sum, known, sweeps):
 
 # --- Fréchet distance ---
 
+ENOUGH = 2048  # images, below which a Fréchet distance on Inception's 2,048 features says little
+
 
 def frechet_distance(a, b):
     """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½) between features a (N, D) and b (M, D) (Heusel et al. 2017).
@@ -120,6 +125,43 @@ def frechet_gaussian(mean_a, cov_a, mean_b, cov_b):
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
     gap = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return float(max(gap, 0.0))
+
+
+# --- kernel distance ---
+
+
+def kernel_distance(a, b):
+    """KID's formula (Bińkowski et al. 2018): the unbiased squared MMD of independent features a (N, D) and b (M, D)
+    under the kernel (a·b/D + 1)³, of all images at once. It may be negative. torch-fidelity means it over subsets."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    (within_a, _), (within_b, _), (_, across) = _kernel_sums(a, a), _kernel_sums(b, b), _kernel_sums(a, b)
+    n, m = len(a), len(b)
+    return float(within_a.sum() / (n * (n - 1)) + within_b.sum() / (m * (m - 1)) - 2 * across.sum() / (n * m))
+
+
+def paired_kernel_distance(a, b, level=0.95):
+    """The same where b[i] is no independent sample but the image that a[i] was made from: (distance, low, high).
+
+    Without the products of such pairs, which are too like each other, it is unbiased still (torch-fidelity's
+    "u-statistic"). The interval is of a jackknife over the N >= 3 pairs, with Student's t.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    n = len(a)
+    sums = sum(_kernel_sums(s, t)[0] * sign for s, t, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)))
+    total = sums.sum()
+    without = (total - 2 * sums) / ((n - 1) * (n - 2))  # each pair left out in turn
+    distance = total / (n * (n - 1))
+    half = student(level, n - 1) * np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+    return float(distance), float(distance - half), float(distance + half)
+
+
+def _kernel_sums(a, b, block=1024):
+    """Each a[i]'s sum of kernels (N,) with all b but b[i], and with all b."""
+    whole = np.concatenate([((a[i : i + block] @ b.T / a.shape[1] + 1) ** 3).sum(1) for i in range(0, len(a), block)])
+    n = min(len(a), len(b))
+    own = np.zeros(len(a))
+    own[:n] = ((a[:n] * b[:n]).sum(1) / a.shape[1] + 1) ** 3
+    return whole - own, whole
 
 
 class FeatureNet(torch.nn.Module):
@@ -155,15 +197,10 @@ class FeatureNet(torch.nn.Module):
                             ) from error
         self.requires_grad_(False)
 
-    @property
-    def title(self):
-        """"FID" for Inception-v3 at 299 px with torchvision's weights, and for nothing else."""
-        return "FID" if self.weights == "inception_v3" else "Fréchet distance"
-
     def describe(self):
         """Plain dict of what a figure made with this network depends on."""
         how = self.transforms.interpolation.value
-        return {"name": self.title, "network": self.network, "weights": self.weights,
+        return {"name": "Fréchet distance", "network": self.network, "weights": self.weights,
                 "resize": f"{how}, antialiased, to {self.transforms.crop_size[0]} px"}
 
     @torch.no_grad()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from images import OBJECT, VOID
+from evaluation.clustered import student, two_way
+from images import OBJECT, VOID, UserError
 
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
 BASELINES = ("full_mask", "box_mask", "mean_mask", "crf")
@@ -136,16 +137,18 @@ def boundary_f(mask, truth, scored, tolerance=0.008):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def score(mask, truth, box=None, **others):
+def score(mask, truth, box=None, placed=False, **others):
     """Every figure of one crop's soft mask, and the IoU of the masks that need no model: {"counts": (4,), each of
     RATIOS, "boundary_f", "mask_area", each of BASELINES}, and with "_refined" behind all but the counts and baselines
     those of a refined mask.
 
     mask: (h, w) float32 in [0, 1] over the crop; box: the object's, (4,) left, top, width, height in fractions of the
-    crop; others: what there is of refined, mean_mask and crf, of any size. A baseline that is not there is NaN.
+    crop; placed: mask lies on the true mask's pixels instead, and is of its size; others: what there is of refined,
+    mean_mask and crf, over the crop, of any size. A baseline that is not there is NaN.
     """
     true, scored = truth.mask == OBJECT, truth.scored
-    found = {name: resample(one, truth) >= 0.5 for name, one in {"": mask, **others}.items()}
+    found = {"": (mask if placed else resample(mask, truth)) >= 0.5}
+    found |= {name: resample(one, truth) >= 0.5 for name, one in others.items()}
     found["full_mask"] = scored
     if box is not None:  # pixels centred in it
         (u, v), (left, top, width, height) = truth.centres, box
@@ -164,10 +167,61 @@ def score(mask, truth, box=None, **others):
 # --- over images ---
 
 
+def by_photograph(table, rows):
+    """Sums of a table (N, K) over the rows of each photograph, (P, K), in the order in which photographs come first:
+    what is resampled where crops of one photograph are alike. rows: N, with "photograph", else "stem"."""
+    units = photographs(rows)
+    sums = np.zeros((max(units, default=-1) + 1, table.shape[1]))
+    np.add.at(sums, units, table)
+    return sums
+
+
+def photographs(rows):
+    """The number of each row's photograph, (N,) from 0, in the order in which they come first."""
+    numbers = {}
+    return np.array([numbers.setdefault(row.get("photograph") or row["stem"], len(numbers)) for row in rows], int)
+
+
+def paired(rows_a, rows_b, column="iou", level=0.95):
+    """The mean difference a - b of a column over the same images and seeds, and its interval: (difference, low, high).
+
+    The variance is clustered by photographs and, where there are several, by seeds (`clustered.two_way`); of two or
+    three seeds that differ widely, 95 % intervals held the truth in 88 to 92 % of simulations. The ends are NaN for a
+    single image.
+
+    rows_a, rows_b: as of `evaluate` or of per_image.csv, of all seeds in one list, told apart by "seed", which may be
+    missing where there is one. Images without a value count in neither. UserError where the two differ in images or
+    seeds.
+    """
+    a, b = ({(str(row.get("seed", "")), row["stem"]): row for row in rows if _value(row, column) is not None}
+            for rows in (rows_a, rows_b))
+    if a.keys() != b.keys() or not a:
+        raise UserError(f"paired differences of {column} need the same images and seeds on both sides, got {len(a)} "
+                        f"and {len(b)}, of which {len(a.keys() & b.keys())} are the same")
+    gaps = np.array([_value(row, column) - _value(b[key], column) for key, row in a.items()])
+    difference = float(gaps.mean())
+    if len(gaps) < 2:
+        return difference, math.nan, math.nan
+    seeds = np.unique([seed for seed, _ in a], return_inverse=True)[1]
+    variance, df = two_way((gaps - difference)[:, None] / len(gaps), photographs(a.values()), seeds)
+    half = student(level, df[0]) * math.sqrt(variance[0])
+    return difference, difference - half, difference + half
+
+
+def _value(row, column):
+    """A cell as a number; None where it is empty. UserError for a text."""
+    cell = row.get(column)
+    try:
+        return None if cell in (None, "") or math.isnan(float(cell)) else float(cell)
+    except ValueError:
+        raise UserError(f"column {column} of image {row['stem']} holds {cell!r}, a number is needed") from None
+
+
 def bootstrap(table, statistic=lambda means: means, resamples=2000, level=0.95, seed=0):
     """Percentile bootstrap over images: (M, 2) ends of `level` intervals; NaN for fewer than two images.
 
-    table: (N, K), one row an image; statistic: maps column means (B, K) to figures (B, M).
+    table: (N, K), one row an image, or a photograph (see `by_photograph`); statistic: maps column means (B, K) to
+    figures (B, M).
     """
     table = np.asarray(table, np.float64)
     n = len(table)

@@ -95,9 +95,9 @@ def write_index(folder, figures, rows, log=None):
             "rows": [_page_row(row) for row in rows] if figures["kinds"] else []}
     plain = {name: html.escape(f"{value:,}" if isinstance(value, int) else str(value))
              for name, value in figures.items() if isinstance(value, (int, str))}
-    write_page(os.path.join(folder, "index.html"), "page.html", **plain, verdict=verdict(figures),
-               fill_verdict=fill_verdict(figures), main_charts="".join(main), small_charts="".join(small),
-               data=embed(data))
+    write_page(os.path.join(folder, "index.html"), "page.html", **plain, made_by=made_by(figures),
+               verdict=verdict(figures), fill_verdict=fill_verdict(figures), main_charts="".join(main),
+               small_charts="".join(small), data=embed(data))
 
 
 def write_run(folder, name, step, last_step, newest=3):
@@ -137,6 +137,11 @@ def embed(data):
     """JSON that may stand inside <script>: no `<` can end the element, no line separator the literal."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def made_by(figures):
+    """What made the masks, in two words."""
+    return "files" if figures["step"] is None else f"step {figures['step']:,}"
 
 
 def verdict(figures):

@@ -23,7 +23,7 @@ import numpy as np
 from evaluation import bradley_terry
 from evaluation.page import embed, write_json, write_page
 from evaluation.results import read_results, read_rows
-from images import UserError, written_whole
+from images import UserError, printable, written_whole
 from running.folder import Lock, Made, read_json
 from running.options import add_command, command, make_parser, number, whole
 
@@ -54,8 +54,6 @@ def get_args_parser():
     add("--out", default="results/study", help="folder for ratings.json and ratings.html")
     add("--prior", type=number(0), default=bradley_terry.PRIOR,
         help="wins added to both sides of each pair of sets compared, for sets that never win; 0 = none")
-    add("--resamples", type=whole(1), default=1000, help="of the bootstrap over voters and pairs")
-    add("--seed", type=whole(), default=0, help="of the bootstrap")
     return parser
 
 
@@ -91,15 +89,28 @@ def collect_sets(names, results_dir, n_images, rng):
 
 
 def choose(folder, rows, score, n, rng):
-    """Paths of n images: those with the highest `score`, a column of the rows; at random where there is none."""
-    if score is not None and all(row.get(score) for row in rows):
-        try:
-            order = sorted(range(len(rows)), key=lambda i: -float(rows[i][score]))
-        except ValueError as error:
-            raise UserError(f"the column {score} of {folder}/../per_image.csv holds text: {error}") from error
-    else:
-        order = rng.permutation(len(rows))
-    return [os.path.join(folder, f"{rows[i]['stem']}.png") for i in order[:n]]
+    """Paths of n images: those with the highest `score`, a column of the rows; at random where it is None.
+
+    Rows without the score come last, in their order; where all lack it, the images are drawn at random. Both are said.
+    """
+    if score is None:
+        return _paths(folder, rows, rng.permutation(len(rows))[:n])
+    try:
+        scores = np.array([float(row.get(score) or "nan") for row in rows])
+    except ValueError as error:
+        raise UserError(f"the column {score} of {folder}/../per_image.csv holds text: {error}") from error
+    missing = np.isnan(scores)
+    if missing.all():
+        print(printable(f"{folder}: none has a discriminator's score, {score}, so {min(n, len(rows))} are drawn "
+                        "at random, where the paper takes those with the highest"))
+        return _paths(folder, rows, rng.permutation(len(rows))[:n])
+    if missing.any():
+        print(printable(f"{folder}: {missing.sum()} of {len(rows)} images have no {score} and come last"))
+    return _paths(folder, rows, np.argsort(np.where(missing, np.inf, -scores), kind="stable")[:n])
+
+
+def _paths(folder, rows, chosen):
+    return [os.path.join(folder, f"{rows[i]['stem']}.png") for i in chosen]
 
 
 def draw_pairs(sets, n_pairs, rng):
@@ -218,7 +229,7 @@ def _set_of(row, side, key, place):
     return key["images"][row[side]]["set"]
 
 
-def fit_votes(votes, prior=bradley_terry.PRIOR, resamples=1000, seed=0):
+def fit_votes(votes, prior=bradley_terry.PRIOR):
     """Ratings, intervals and win matrix of votes as of `read_votes`, best set first: a plain dict."""
     labels = sorted({vote[side] for vote in votes for side in ("left", "right")})
     left, right = (np.array([labels.index(vote[side]) for vote in votes]) for side in ("left", "right"))
@@ -227,8 +238,7 @@ def fit_votes(votes, prior=bradley_terry.PRIOR, resamples=1000, seed=0):
     wins = bradley_terry.count_wins(left, right, outcome, len(labels))
     try:
         ratings = bradley_terry.fit(wins, prior)
-        ends = bradley_terry.bootstrap(left, right, outcome, voter, pair, len(labels), resamples, seed=seed,
-                                       prior=prior)
+        ends = bradley_terry.intervals(left, right, outcome, voter, pair, len(labels), prior=prior)
     except ValueError as error:
         raise UserError(f"{error} (sets by number: {', '.join(f'{i + 1} {name}' for i, name in enumerate(labels))})") \
             from None
@@ -250,7 +260,7 @@ def expand(name):
 
 def fit_page(args):
     paths = [path for name in args.votes for path in expand(name)]
-    result = fit_votes(read_votes(paths, args.key), args.prior, args.resamples, args.seed)
+    result = fit_votes(read_votes(paths, args.key), args.prior)
     os.makedirs(args.out, exist_ok=True)
     write_json(os.path.join(args.out, "ratings.json"), result)
     write_page(os.path.join(args.out, "ratings.html"), "ratings.html", data=embed(result))

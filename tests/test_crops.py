@@ -14,6 +14,7 @@ from crops.annotations import Box, Photo, Skips, read_coco
 from crops.rules import (
     PRESETS,
     Rules,
+    edges_of,
     find_backgrounds,
     find_objects,
     first_failing,
@@ -176,6 +177,32 @@ def test_any_box_in_the_window_drops_the_object(neighbour):
     dropped.clear()
     assert find_objects(photo([b, neighbour]), rules, dropped) == []
     assert dropped["neighbours"] >= 1
+
+
+@pytest.mark.parametrize("other, share, found", [
+    (box(410, 300, 100, 100, "cat", score=0.31), 0.5, 1),  # 90 of 110 columns shared: the same animal
+    (box(410, 300, 100, 100, "cat", score=0.85), 0.5, 1),  # which may be an object itself, and has a better neighbour
+    (box(410, 300, 100, 100, "cat", score=0.31), 0.9, 0),  # .82 is less than asked for
+    (box(410, 300, 100, 100, "cat", score=0.31), 1, 0),  # off
+    (box(434, 300, 100, 100, "cat", score=0.31), 0.5, 0),  # 66 of 134: less than half
+    (box(420, 320, 40, 50, "dog", score=0.35), 0.5, 1),  # a part of it
+    (box(490, 320, 40, 50, "dog", score=0.35), 0.5, 0),  # a quarter inside: another dog
+    (box(420, 320, 40, 50, "person", score=0.35), 0.5, 0),  # a rider is another object
+    (box(410, 300, 100, 100, "cat", score=0.97), 0.5, 0),  # as sure: nobody knows which
+])
+def test_an_animal_detected_twice_is_one_object(other, share, found):
+    dog, dropped = box(400, 300, 100, 100, score=0.97), Counter()
+    rules = Rules(**PRESETS["dogs"], min_score=0.8, same_object=share)
+    objects = find_objects(photo([other, dog]), rules, dropped)
+    assert [b for b, _ in objects] == [dog] * found
+    assert sum(dropped.values()) == 2 - found and dropped["neighbours"] == (1 - found) + (other.score >= 0.8)
+    backgrounds, _ = find_backgrounds([photo([other, dog])], [(120, 120)] * 8, rules)
+    assert not any(overlaps(w, edges_of([other])).any() for w in backgrounds["a.jpg"])  # it still keeps these away
+
+
+def test_annotated_boxes_are_never_doubles():
+    pair = [box(400, 300, 100, 100), box(405, 300, 100, 100, "cat")]
+    assert find_objects(photo(pair), Rules(**PRESETS["dogs"]), Counter()) == []
 
 
 def test_an_object_of_unknown_place_spoils_its_image():

@@ -205,7 +205,7 @@ def test_figures_depend_on_neither_batch_size_nor_threads(run, checkpoints):
     run("seigan", "--batch_size", 7, "--threads", 1, "--no_images")
     for a, b in zip(rows, rows_of(folder), strict=True):
         assert a["stem"] == b["stem"]
-        numbers = [k for k in a if k not in ("stem", "class", "background")]
+        numbers = [k for k in a if k not in ("stem", "class", "background", "photograph")]
         assert [float(a[k]) for k in numbers] == pytest.approx([float(b[k]) for k in numbers], abs=1e-3)
     assert figures_of(folder)["iou"] == pytest.approx(first["iou"], abs=1e-4)
 
@@ -476,22 +476,29 @@ def test_void_of_crop_masks_is_not_scored(run, copy):
 
 def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path, vgg19_state):
     torch.save({k: v for k, v in vgg19_state.items() if k.startswith("features.0.")}, tmp_path / "first.pth")
-    _, folder, _ = run("nocycle", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
+    _, folder, printed = run("nocycle", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
     figures = figures_of(folder)["frechet"]
+    assert figures["warning"].startswith("N = 7 is below 2,048") and figures["warning"] in printed.out
     assert figures["name"] == "Fréchet distance" and figures["n"] == 7 and figures["dimensions"] == 64
     assert set(figures["values"]) == {"z to x", "y_hat to x"} and all(v > 0 for v in figures["values"].values())
     assert "first.pth" in (folder / "index.html").read_text(encoding="utf-8")
     _, folder, _ = run("seigan", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
-    values = figures_of(folder)["frechet"]["values"]
+    figures = figures_of(folder)["frechet"]
+    values = figures["values"]
     assert set(values) == {"z to x", "y_hat to x", "x_hat to y", "G_inp to y", "G_inp_first to y", "diffusion to y"}
     crops = Crops(dataroot, "test", 32)
     pairs = evaluation.pair_up(crops)
     y = torch.stack([crops.background(other) for other in pairs.values()])
     hole = torch.stack([crops.mask(stem) == 1 for stem in pairs]).float()
     net = image_scores.FeatureNet(f"vgg19:{tmp_path / 'first.pth'}")
-    refilled = net(image_scores.fill_diffusion(y, hole)).numpy()
-    expected = image_scores.frechet_distance(refilled, net(y).numpy())
-    assert values["diffusion to y"] == pytest.approx(expected, rel=1e-4)
+    first = [list(pairs.values()).index(other) for other in dict.fromkeys(pairs.values())]
+    assert len(first) == 3  # backgrounds, each counted once
+    refilled, real = (net(images[first]).numpy() for images in (image_scores.fill_diffusion(y, hole), y))
+    assert values["diffusion to y"] == pytest.approx(image_scores.frechet_distance(refilled, real), rel=1e-4)
+    distance, *ends = image_scores.paired_kernel_distance(refilled, real)
+    assert figures["kernel"]["diffusion to y"] == pytest.approx(distance, abs=1e-5)
+    assert figures["kernel_intervals"]["diffusion to y"] == pytest.approx(ends, abs=1e-5)
+    assert figures["kernel"].keys() == values.keys()
 
 
 # --- errors ---

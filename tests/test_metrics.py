@@ -222,6 +222,94 @@ def test_bootstrap_resamples_rows_together_and_knows_one_image():
     assert np.isnan(metrics.bootstrap(table[:1])).all() and metrics.bootstrap(table[:1]).shape == (2, 2)
 
 
+def made_up(values, per_photograph):
+    """Rows as of `evaluate`, so many of a photograph in turn."""
+    return [{"stem": f"{i:03d}", "background": "", "photograph": f"{i // per_photograph}.jpg", "iou": value,
+             "dice": value, "mean_mask": 0.5, "mask_area": 0.3, "mask_area_refined": 0.3, "tp": 10 * value,
+             "fp": 10 - 10 * value, "fn": 0.0, "tn": 1.0}
+            for i, value in enumerate(values)]
+
+
+def test_crops_of_one_photograph_are_drawn_together(rng):
+    """Four equal crops of each of 30 photographs tell no more than one of each: the interval is twice as wide."""
+    alike = np.repeat(rng.uniform(0.4, 0.9, 30), 4)
+    together = evaluation.summarise(made_up(alike, 4))["intervals"]
+    apart = evaluation.summarise(made_up(alike, 1))["intervals"]
+    one = evaluation.summarise(made_up(alike[::4], 1))["intervals"]
+    for name in ("iou", "iou_pooled", "iou_minus_mean_mask"):
+        assert together[name] == pytest.approx(one[name])
+        assert np.ptp(together[name]) == pytest.approx(2 * np.ptp(apart[name]), rel=0.1)
+    # with one crop of each it is the bootstrap over images
+    assert apart["iou"] == pytest.approx(metrics.bootstrap(alike[:, None])[0].tolist())
+    unknown = [{k: v for k, v in row.items() if k != "photograph"} for row in made_up(alike, 4)]
+    assert evaluation.summarise(unknown)["intervals"] == apart
+
+
+def test_photographs_of_unlike_numbers_of_crops(rng):
+    """Against a slow bootstrap: photographs are drawn, and the mean is over all their crops."""
+    values, photo = rng.random(40), np.sort(rng.integers(0, 12, 40))
+    rows = [row | {"photograph": str(n)} for row, n in zip(made_up(values, 1), photo, strict=True)]
+    means = [np.concatenate([values[photo == n] for n in rng.choice(np.unique(photo), len(np.unique(photo)))]).mean()
+             for _ in range(4000)]
+    found = evaluation.summarise(rows)["intervals"]["iou"]
+    assert found == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    assert "iou" not in evaluation.summarise([row | {"photograph": "one"} for row in rows])["intervals"]
+    classes = evaluation.summarise(rows, {row["stem"]: "dog" for row in rows})["per_class"]
+    assert classes["dog"]["interval"] == pytest.approx(found)
+
+
+def test_the_photograph_of_a_crop_is_that_of_crops_json(tmp_path):
+    crops = empty_crops(tmp_path, objects=3, backgrounds=1)
+    assert evaluation.photograph(crops, "00000") == "00000"
+    crops.records = {"00000": {"source": "a.jpg", "origin": 1}, "00001": {"box": [0, 0, 1, 1]}}
+    crops.rules = [{}, {}]
+    assert [evaluation.photograph(crops, stem) for stem in ("00000", "00001")] == ["1:a.jpg", "00001"]
+    crops.rules = [{}]
+    assert evaluation.photograph(crops, "00000") == "a.jpg"
+
+
+def test_paired_differences(rng):
+    """What both runs share, a photograph's difficulty, is no part of the difference; crops of one are no more than it.
+    By hand: n photographs' gaps g of k equal crops have the standard error sd(g) / sqrt(n)."""
+    hard, gaps = rng.uniform(0, 0.8, 30), rng.normal(0.02, 0.01, 30)
+    a, b = made_up(np.repeat(hard + gaps, 4), 4), made_up(np.repeat(hard, 4), 4)
+    half = 2.0452 * gaps.std(ddof=1) / math.sqrt(30)  # Student's t with 29 degrees of freedom
+    assert metrics.paired(a, b[::-1]) == pytest.approx((gaps.mean(), gaps.mean() - half, gaps.mean() + half), abs=1e-6)
+    texts = [{key: str(value) for key, value in row.items()} for row in a]  # as of per_image.csv
+    assert metrics.paired(texts, b) == pytest.approx(metrics.paired(a, b))
+    assert metrics.paired(a, b, "mean_mask") == (0, 0, 0)
+    one = metrics.paired(a[:1], b[:1])
+    assert one[0] == pytest.approx(gaps[0]) and np.isnan(one[1:]).all()
+    with pytest.raises(UserError, match="same images and seeds .* got 120 and 119, of which 119 are the same"):
+        metrics.paired(a, b[:-1] + [b[-1] | {"iou": ""}])
+    with pytest.raises(UserError, match="column iou of image 000 holds 'high'"):
+        metrics.paired([a[0] | {"iou": "high"}], b)
+
+
+def test_seeds_that_differ_widen_paired_differences(rng):
+    """Three seeds, each better or worse on all images: then it is the seeds that are too few."""
+    values = rng.uniform(0.4, 0.8, 50)
+    b = [row | {"seed": seed} for seed in range(3) for row in made_up(values, 1)]
+    a = [row | {"seed": seed} for seed, gain in enumerate((-0.03, 0.01, 0.05)) for row in made_up(values + gain, 1)]
+    difference, low, high = metrics.paired(a, b)
+    half = 4.3027 * 0.04 / math.sqrt(3)  # Student's t with 2 degrees of freedom
+    assert (difference, high - low) == pytest.approx((0.01, 2 * half), rel=0.02)
+
+
+def test_paired_differences_cover_as_they_say(rng):
+    held = []
+    for _ in range(400):
+        image, seed = rng.normal(0, 0.05, 57), rng.normal(0, 0.01, 3)
+        a, b = [], []
+        for s in range(3):
+            gaps = 0.02 + image + seed[s] + rng.normal(0, 0.05, 57)
+            a += [{"stem": str(i), "seed": s, "iou": gap} for i, gap in enumerate(gaps)]
+            b += [{"stem": str(i), "seed": s, "iou": 0.0} for i in range(57)]
+        _, low, high = metrics.paired(a, b)
+        held.append(low <= 0.02 <= high)
+    assert 0.92 < np.mean(held) < 0.98
+
+
 # --- holes refilled ---
 
 
@@ -316,7 +404,7 @@ def test_feature_network_of_a_file_that_ends_early(tmp_path, vgg19_state):
         h = F.relu(F.conv2d(h, early[f"features.{index}.weight"], early[f"features.{index}.bias"], padding=1))
         h = F.max_pool2d(h, 2) if index == 2 else h
     assert torch.allclose(net(x), h.mean((2, 3)), atol=1e-4)
-    assert net.title == "Fréchet distance" and "224" in net.describe()["resize"]
+    assert "224" in net.describe()["resize"]
 
 
 def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, monkeypatch):
@@ -331,12 +419,63 @@ def test_inception_of_a_file_is_torchvisions_own_with_those_weights(tmp_path, mo
         assert torch.allclose(net(x), expected, rtol=0, atol=1e-4 * expected.max().item())
 
 
-def test_only_inception_with_torchvisions_weights_is_called_fid():
+@pytest.mark.parametrize("weights", ["inception_v3", "inception_v3:mine.pth", "vgg19"])
+def test_no_distance_on_torchvisions_weights_is_called_fid(weights):
     net = quality.FeatureNet.__new__(quality.FeatureNet)
-    titles = []
-    for net.__dict__["weights"] in ("inception_v3", "inception_v3:mine.pth", "vgg19"):
-        titles.append(net.title)
-    assert titles == ["FID", "Fréchet distance", "Fréchet distance"]
+    net.__dict__ |= {"weights": weights, "network": weights.partition(":")[0],
+                     "transforms": models.Inception_V3_Weights.DEFAULT.transforms()}
+    assert net.describe()["name"] == "Fréchet distance" and "FID" not in str(net.describe())
+
+
+# --- kernel distance ---
+
+
+def mmd(a, b, partners=True):
+    """torch-fidelity's mmd2 on its cubic kernel, number by number; without partners its "u-statistic"."""
+    n, d = a.shape
+    k = [[[(sum(s[i] * t[j]) / d + 1) ** 3 for j in range(n)] for i in range(n)] for s, t in ((a, a), (b, b), (a, b))]
+    aa, bb, ab = (np.array(one) for one in k)
+    within = (aa.sum() - np.trace(aa) + bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return within - 2 * (ab.sum() / n**2 if partners else (ab.sum() - np.trace(ab)) / (n * (n - 1)))
+
+
+def test_kernel_distance_is_torch_fidelitys(rng):
+    a, b = rng.normal(size=(23, 7)), 1.3 * rng.normal(size=(23, 7)) + 0.2
+    assert quality.kernel_distance(a, b) == pytest.approx(mmd(a, b), abs=1e-6)
+    distance, low, high = quality.paired_kernel_distance(a, b)
+    assert distance == pytest.approx(mmd(a, b, partners=False), abs=1e-6)
+    # the jackknife by hand
+    left = [mmd(np.delete(a, i, 0), np.delete(b, i, 0), partners=False) for i in range(23)]
+    half = 2.0739 * math.sqrt(22 / 23 * np.square(left - np.mean(left)).sum())  # Student's t with 22 degrees
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-4) and (low + high) / 2 == pytest.approx(distance)
+
+
+def test_kernel_distance_in_blocks_and_of_unlike_numbers(rng, monkeypatch):
+    a, b = rng.normal(size=(30, 5)), rng.normal(size=(17, 5)) + 1
+    d = 5
+    kernel = lambda s, t: (s @ t.T / d + 1) ** 3  # noqa: E731
+    aa, bb = (kernel(s, s)[~np.eye(len(s), dtype=bool)].mean() for s in (a, b))
+    assert quality.kernel_distance(a, b) == pytest.approx(aa + bb - 2 * kernel(a, b).mean())
+    whole = quality._kernel_sums(a, b)
+    for x, y in zip(quality._kernel_sums(a, b, block=7), whole, strict=True):
+        assert x == pytest.approx(y)
+
+
+def test_kernel_distances_of_pairs_are_unbiased_and_their_intervals_cover(rng):
+    """Made images that resemble those that they are made from: counted as independent, they would seem nearer."""
+    d, shift = 8, 0.6
+    found, naive = [], []
+    far = rng.normal(size=(2, 3000, d))
+    true = quality.kernel_distance(far[0] + shift, far[1])
+    for _ in range(300):
+        b = rng.normal(size=(57, d))
+        a = 0.8 * b + 0.6 * rng.normal(size=(57, d)) + shift
+        found.append(quality.paired_kernel_distance(a, b))
+        naive.append(quality.kernel_distance(a, b))
+    distance, low, high = np.array(found).T
+    error = distance.std() / math.sqrt(300)
+    assert abs(distance.mean() - true) < 4 * error + 0.02 and np.mean(naive) < true - 8 * error
+    assert 0.9 < np.mean((low <= true) & (true <= high)) <= 0.99
 
 
 @pytest.mark.parametrize("weights, words", [

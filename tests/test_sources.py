@@ -12,7 +12,7 @@ from PIL import Image
 
 import prepare
 from crops import coco_masks as masks
-from crops.annotations import Skips, read_cityscapes, read_coco, read_detections, read_pets, read_voc
+from crops.annotations import Skips, read_cityscapes, read_coco, read_cub, read_detections, read_pets, read_voc
 from crops.formats import read_csv
 from images import UserError
 
@@ -494,6 +494,52 @@ def test_pets(tmp_path):
     )
     mask = masks.decode_mask(p.boxes[0].mask, 200, 100, (0, 0, 200, 100))
     assert np.array_equal(mask == 255, labels == 1) and np.array_equal(mask == 128, labels == 3)
+
+
+def write_cub(root):
+    """Four photographs of 100 x 80 px: two to train on, one to test on, one without a usable box."""
+    names = ["001.Albatross/A_1.jpg", "001.Albatross/A_2.jpg", "002.House_Wren/W_1.jpg", "002.House_Wren/W_2.jpg"]
+    for name in names:
+        for folder in ("images", "segmentations"):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 80)).save(root / "images" / name)
+    votes = np.zeros((80, 100), np.uint8)  # of five annotators, a strip of ten columns each
+    for agree in range(6):
+        votes[20:60, 20 + 10 * agree:30 + 10 * agree] = 51 * agree
+    Image.fromarray(votes).save(root / "segmentations/001.Albatross/A_1.png")
+    lines = {"images": names, "train_test_split": [1, 0, 1, 1],
+             "bounding_boxes": ["30.0 20.0 50.0 40.0", "1.0 2.0 3.0 4.0", "10.0 5.0 60.0 70.0", "10.0 x 60.0 70.0"]}
+    for name, values in lines.items():
+        (root / f"{name}.txt").write_text("".join(f"{i} {value}\n" for i, value in enumerate(values, 1)))
+    return votes
+
+
+def test_cub(tmp_path):
+    votes = write_cub(tmp_path)
+    skips = Skips()
+    train = read_cub(tmp_path, "train", skips)
+    assert [p.file for p in train] == ["001.Albatross/A_1.jpg", "002.House_Wren/W_1.jpg"]
+    assert boxes_of(train) == [(30, 20, 50, 40), (10, 5, 60, 70)]
+    assert {(p.width, p.height) for p in train} == {(100, 80)}
+    assert [p.boxes[0].name for p in train] == ["Albatross", "House_Wren"]
+    assert skips.counts == {"bad_box": 1} and train[1].boxes[0].mask is None
+    mask = masks.decode_mask(train[0].boxes[0].mask, 100, 80, (0, 0, 100, 80))
+    assert np.array_equal(mask == 255, votes >= 153) and not (mask == 128).any()  # three, four and five of five
+    assert mask[20:60, 50:80].all() and mask.sum() == 255 * 30 * 40
+    (test,) = read_cub(tmp_path, "test", skips)
+    assert test.file == "001.Albatross/A_2.jpg" and boxes_of([test]) == [(1, 2, 3, 4)]
+
+
+def test_hostile_cub(tmp_path):
+    write_cub(tmp_path)
+    (tmp_path / "images.txt").write_text("1 ../out.jpg\n2\n3 002.House_Wren/W_1.jpg\n5 b.jpg\n\n")
+    (tmp_path / "train_test_split.txt").write_text("1 1\n2 0\n3 yes\n")
+    skips = Skips()
+    assert read_cub(tmp_path, "train", skips) == []
+    assert skips.counts == {"bad_image_entry": 1, "bad_split": 2}
+    (tmp_path / "images.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="images.txt: --root must hold images.txt"):
+        read_cub(tmp_path, "train", skips)
 
 
 def test_detections_survive_a_line_cut_short(tmp_path):

@@ -64,6 +64,17 @@ def test_photographs_of_two_folders_may_have_one_name(tmp_path, stub, monkeypatc
     assert sorted(crop["source_box"][1] for crop in index_of("out")["objects"].values()) == [40] * 3 + [80] * 3
 
 
+def test_detections_of_another_threshold_are_not_mixed(tmp_path, stub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        draw(tmp_path / f"a/IMG_{i}.png", 35 + i, 40)
+    run("detect", "--images", "a", "--out", "out", *SMALL)
+    with pytest.raises(UserError, match="detected with --least_score 0.3, not 0.1: name another --boxes"):
+        run("detect", "--images", "a", "--out", "out", "--least_score", "0.1", *SMALL)
+    run("detect", "--images", "a", "--out", "out", "--least_score", "0.1", "--boxes", "b.jsonl", *SMALL)
+    assert stub.seen == 6
+
+
 def test_detections_outlive_a_move_of_their_folder(tmp_path):
     line = {"file": "a.png", "width": 200, "height": 150, "boxes": [[1, 2, 3, 4, "dog", 0.9]]}
     path = tmp_path / "d.jsonl"
