@@ -4,7 +4,7 @@
     python -m evaluation.compare demo demo_redo0 demo_redo1    # results/compare/index.html, compare.csv, compare.md
 
 Reads what test.py left in results/NAME/, of one set of test images. Runs that differ in their seed alone share a line.
-Intervals are of 95 %, over images, and over seeds where there are several: both are drawn anew in a bootstrap. The
+Intervals are of 95 %, over photographs, and over seeds where there are several: both are drawn anew in a bootstrap. The
 last column is the difference from the first run's line, image by image.
 """
 import csv
@@ -13,11 +13,13 @@ import io
 import os
 import re
 import sys
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from evaluation import page
+from evaluation.mask_scores import photographs
 from evaluation.results import read_results
 from images import UserError, open_image, written_whole
 from running.folder import Lock, Made
@@ -85,6 +87,7 @@ def table(runs, stems):
     values = {name: {column: numbers(rows, column) for column in ("iou", "iou_refined", "boundary_f", "iou_either")}
               for name, (_, rows) in runs.items()}
     rows = next(iter(runs.values()))[1]
+    shown = partial(interval, units=photographs([row for row in rows if row.get("iou")]))
     lines = [dict.fromkeys(COLUMNS, "") | {"method": words, "learns from": source, "IoU": iou} for iou, words, source in
              ((shown(numbers(rows, name)[None]), *told) for name, told in UNTRAINED.items()) if iou]
     reference = None
@@ -126,22 +129,23 @@ def label(names, runs):
     return method if common in ("", method) else f"{method} ({common})"
 
 
-def shown(values, reference=None, signed=False, resamples=2000):
+def interval(values, reference=None, units=None, signed=False, resamples=2000):
     """The mean over seeds and images (K, N) and its interval, "0.812 [0.790, 0.831]"; "" without a value.
 
-    reference: (K', N), subtracted image by image from the mean of the seeds.
+    reference: (K', N), subtracted image by image from the mean of the seeds. units: the number of each image's
+    photograph, (N,) from 0; crops of one are drawn together. Each image has one of its own where None.
     """
     if np.isnan(values).all():
         return ""
-    rng = np.random.default_rng(0)
-    n = values.shape[1]
-    means = []
+    rng, parts = np.random.default_rng(0), [part for part in (values, reference) if part is not None]
+    units = np.arange(values.shape[1]) if units is None else units
+    n, means = units.max() + 1, []
     for _ in range(resamples):
-        images = rng.integers(n, size=n)
-        draws = [part[rng.integers(len(part), size=len(part))][:, images].mean() for part in (values, reference)
-                 if part is not None]
-        means.append(draws[0] - (draws[1] if len(draws) > 1 else 0))
-    middle = values.mean() - (0 if reference is None else reference.mean())
+        times = np.bincount(rng.integers(n, size=n), minlength=n)[units]  # how often each image is drawn
+        first, *other = (np.average(part[rng.integers(len(part), size=len(part))].mean(0), weights=times)
+                         for part in parts)
+        means.append(first - sum(other))
+    middle = values.mean() - sum(part.mean() for part in parts[1:])
     low, high = np.quantile(means, [0.025, 0.975])
     sign = "+" if signed else ""
     return f"{middle:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -65,16 +65,23 @@ def ends(text):
 def test_intervals_of_one_seed_are_those_of_a_mean():
     values = np.random.default_rng(1).normal(0.5, 0.2, (1, 200))
     error = 1.96 * values.std(ddof=1) / np.sqrt(200)
-    assert ends(compare.shown(values)) == pytest.approx([values.mean() - error, values.mean() + error], abs=0.005)
+    assert ends(compare.interval(values)) == pytest.approx([values.mean() - error, values.mean() + error], abs=0.005)
 
 
 def test_seeds_that_differ_widen_the_interval_and_pairs_narrow_a_difference():
     rng = np.random.default_rng(2)
     hard = rng.normal(0.5, 0.2, (1, 100))  # images of very unlike difficulty, the same for both
     alike, unlike = np.repeat(hard, 2, 0), hard + np.array([[-0.2], [0.2]])
-    low, high = ends(compare.shown(unlike)) - ends(compare.shown(alike))
+    low, high = ends(compare.interval(unlike)) - ends(compare.interval(alike))
     assert low < -0.1 and high > 0.1
-    assert np.ptp(ends(compare.shown(hard + 0.1, hard, signed=True))) < 0.002
+    assert np.ptp(ends(compare.interval(hard + 0.1, hard, signed=True))) < 0.002
+
+
+def test_crops_of_one_photograph_are_no_independent_images():
+    values = np.random.default_rng(3).normal(0.5, 0.2, (1, 50))
+    alone = compare.interval(values)
+    assert compare.interval(np.repeat(values, 3, 1), units=np.repeat(np.arange(50), 3)) == alone
+    assert np.ptp(ends(compare.interval(np.repeat(values, 3, 1)))) < 0.7 * np.ptp(ends(alone))
 
 
 def test_images_that_share_no_truth_cannot_be_compared(tmp_path, capsys):
