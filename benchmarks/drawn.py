@@ -1,10 +1,13 @@
-"""Two drawn sets unlike those that the defaults were chosen on, with exact masks, to try the defaults elsewhere:
+"""Drawn sets unlike those that the defaults were chosen on, with exact masks, to try the defaults elsewhere:
 
     python -m benchmarks.drawn planes datasets/planes
     python -m benchmarks.drawn horses datasets/horses
+    python -m benchmarks.drawn shapes datasets/shapes
 
 Planes in the sky: smooth backgrounds, objects of a fifth of the image. Horses on meadows: fine texture behind plain
-objects with thin legs. Layout and sizes are those of the demo set.
+objects with thin legs. Shapes: polygons of one colour on ground of one colour, each kind with colours of its own, the
+easiest that there is: where a method learns nothing from these, it works nowhere. Layout and sizes are those of the
+demo set.
 """
 import colorsys
 import sys
@@ -129,6 +132,23 @@ def horse(rng, side):
     return image + grain(rng, side, 0.02), inside
 
 
+def ground(rng, side):
+    """One colour, between green and violet."""
+    return np.full((side, side, 3), colour(rng.uniform(0.3, 0.75), rng.uniform(0.3, 1), rng.uniform(0.3, 1)))
+
+
+def shape(rng, side):
+    """A polygon of one colour, between purple and yellow: its surface (side, side, 3), and its inside (side, side)."""
+    canvas = Image.new("L", (CANVAS, CANVAS), 0)
+    corners = rng.integers(3, 9)
+    angle = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners + rng.uniform(0, 2 * np.pi)
+    far = rng.uniform(0.4, 1, corners) * CANVAS / 2
+    ImageDraw.Draw(canvas).polygon([*zip(CANVAS / 2 + far * np.cos(angle), CANVAS / 2 + far * np.sin(angle),
+                                         strict=True)], fill=255)
+    paint = colour(rng.uniform(-0.1, 0.18), rng.uniform(0.5, 1), rng.uniform(0.5, 1))
+    return np.full((side, side, 3), paint), in_box(rng, canvas, side)
+
+
 def in_box(rng, canvas, side):
     """The outline, turned round as often as not and stretched to fill the box -> (side, side), bool."""
     if rng.random() < 0.5:
@@ -138,7 +158,8 @@ def in_box(rng, canvas, side):
 
 
 SETS = {"planes": partial(demo.draw, background=sky, body=plane),
-        "horses": partial(demo.draw, background=meadow, body=horse)}
+        "horses": partial(demo.draw, background=meadow, body=horse),
+        "shapes": partial(demo.draw, background=ground, body=shape)}
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] not in SETS:

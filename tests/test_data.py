@@ -312,8 +312,8 @@ def test_other_drawn_sets(tmp_path):
         demo.write_demo(tmp_path / name, drawn.SEED, COUNTS, draw)
         crops = Crops(tmp_path / name, "train", 64)
         assert len(crops.masks) == 7 and len(crops.backgrounds) == 5
-    planes, horses = (files(tmp_path / name) for name in drawn.SETS)
-    assert all(planes[k] != horses[k] for k in planes if k.endswith(".png"))
+    planes, horses, shapes = (files(tmp_path / name) for name in drawn.SETS)
+    assert all(len({planes[k], horses[k], shapes[k]}) == 3 for k in planes if k.endswith(".png"))
 
 
 def test_demo_command(tmp_path, capsys, monkeypatch):
