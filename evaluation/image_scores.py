@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from images import UserError
+from images import UserError, check_archive
 
 FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
 
@@ -179,6 +179,7 @@ def _load(net, file):
         raise FileNotFoundError(f"no weights at {file}: --frechet_weights takes NAME or NAME:FILE")
     remedy = "a state dict with torchvision's names is needed"
     try:
+        check_archive(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file raises, the remedy is the same
         raise UserError(f"{file} cannot be read ({type(error).__name__}): {remedy}") from error
