@@ -42,7 +42,7 @@ def load_detector(weights, device):
             raise FileNotFoundError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
                 AttributeError, zipfile.BadZipFile) as error:
-            why = isinstance(error, OSError) and error.strerror or str(error).splitlines()[0]
+            why = isinstance(error, OSError) and error.strerror or (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn ({why}): it must be "
                             f"what {WEIGHTS} holds") from None
     return model.eval().to(device)

@@ -187,11 +187,14 @@ def _load(net, file):
         raise UserError(f"{file} holds a {type(state).__name__}: {remedy}")
     own = net.state_dict()
     trunk = [k for k in own if k.startswith("features.")] or [k for k in own if not k.startswith(("fc.", "AuxLogits."))]
-    fits = [k for k in own if k in state and state[k].shape == own[k].shape]
+    fits = [k for k in own if torch.is_tensor(state.get(k)) and state[k].shape == own[k].shape]
     missing = next((k for k in trunk if k not in fits), "")
     early = re.match(r"features\.([1-9]\d*)\.", missing)  # only numbered parts may end early
     if missing and not early:
         raise UserError(f"{file} holds no {missing} of shape {tuple(own[missing].shape)}: {remedy}")
     own.update({k: state[k] for k in fits})  # keeps the metadata that some networks ask for
-    net.load_state_dict(own)
+    try:
+        net.load_state_dict(own)
+    except (RuntimeError, NotImplementedError) as error:  # tensors without values, of no plain numbers
+        raise UserError(f"{file} holds no plain weights: {remedy}") from error
     return f"features.{int(early[1]) - 1}" if early else "features"  # with what follows its last weights
