@@ -446,5 +446,5 @@ def vgg_state(file, taps):
         return state
     except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({why}): give others with --vgg_weights FILE, or "
-                      "go on without the terms: --lambda_bg_texture 0 --lambda_bg_perc 0 --lambda_obj_perc 0") from error
+        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({why}): give others with --vgg_weights FILE, "
+                      "or train without: --lambda_bg_texture 0 --lambda_bg_perc 0 --lambda_obj_perc 0") from error
