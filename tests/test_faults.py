@@ -189,6 +189,15 @@ def test_a_file_in_the_folder_s_place_is_one_clear_line(dataroot, tmp_path, caps
     assert (tmp_path / "a").read_text() == "not a folder"
 
 
+def test_few_open_files_are_one_line_and_no_wait(dataroot, tmp_path):  # noqa: F811
+    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
+                           "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--num_threads", "2"],
+                          capture_output=True, text=True, timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "open files" in done.stderr and "--num_threads 0" in done.stderr
+
+
 # --- damaged files ---
 
 
