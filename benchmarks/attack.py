@@ -8,10 +8,11 @@ that writes is sent SIGKILL or SIGTERM at a random moment, up to three times, an
 after an undisturbed one. races: every two of the commands that share one folder are started together, and then each
 again; the folder must be as after one of them, or one after the other, and not both may refuse.
 
-Anything else is a fault: a traceback, a signal of the system's, more than 20 s, processes that outlive their command,
-control characters in what is printed, a file changed outside the folder. Each case depends on the seed and its number
-alone, which are printed with a fault. Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there
-was a fault. --doors, --kills 0 and --races 0 leave these parts out.
+Anything else is a fault: a traceback, a signal of the system's, more than 20 s of computing or two minutes in all,
+processes that outlive their command, control characters in what is printed, a file changed outside the folder. Each
+case depends on the seed and its number alone, which are printed with a fault, but for the moments of a busy machine.
+Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there was a fault. --doors, --kills 0 and
+--races 0 leave these parts out.
 """
 import argparse
 import faulthandler
@@ -40,7 +41,7 @@ from torchvision import models
 
 from benchmarks.files import ROOT
 
-SECONDS, MEMORY = 20, 2**30
+SECONDS, PATIENCE, MEMORY = 20, 120, 2**30  # of computing, in all, and bytes
 TINY = ("--gpu -1 --size 32 --ngf 4 --ndf 4 --n_layers_D 3 --seg_blocks 1 --batch_size 2 --num_threads 0 "
         "--print_freq 1").split()
 NEW = ("train", "--dataroot", "data", *TINY, "--n_epochs", "1", "--name")
@@ -192,6 +193,7 @@ def start(words, folder, log):
         os.chdir(folder)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = importlib.import_module(words[0]).main([*words[1:]]) or 0
     except SystemExit as error:
@@ -202,7 +204,7 @@ def start(words, folder, log):
         os._exit(code if isinstance(code, int) else 1)
 
 
-def wait(process, log, seconds=SECONDS, sent=None):
+def wait(process, log, seconds=PATIENCE, sent=None):
     """(what became of the process, in a word or two; whether that is a fault). sent: a signal that it was sent."""
     end = time.monotonic() + seconds
     while not (done := os.waitpid(process, os.WNOHANG))[0]:
@@ -252,7 +254,7 @@ def processes():
 
 def alone(words, folder, work):
     """`words`, to their end: (outcome, fault)."""
-    return wait(start(words, folder, work / "log"), work / "log", 6 * SECONDS)
+    return wait(start(words, folder, work / "log"), work / "log")
 
 
 def fingerprint(folder):
@@ -391,7 +393,7 @@ def attack_by_races(base, place, names, n, seed):
             for words, log in zip(commands, logs, strict=True):
                 running.append(start(words, folder, log))
                 time.sleep(rng.random() * 0.2)
-            ends = [wait(process, log, 6 * SECONDS) for process, log in zip(running, logs, strict=True)]
+            ends = [wait(process, log) for process, log in zip(running, logs, strict=True)]
             after = fingerprint(folder / place)
             again = [alone(words, folder, work) for words in commands]
             outcome, fault = " + ".join(sorted(outcome for outcome, _ in ends)), any(bad for _, bad in ends + again)
