@@ -445,6 +445,6 @@ def vgg_state(file, taps):
         networks.VGG19Features(taps, state)
         return state
     except Exception as error:  # whatever a foreign file or the network raises, the remedy is the same
-        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({type(error).__name__}: {error}): give others "
-                      "with --vgg_weights FILE, or go on without the terms that need them: --lambda_bg_texture 0 "
-                      "--lambda_bg_perc 0 --lambda_obj_perc 0") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise OSError(f"no VGG-19 weights from {file or 'the download'} ({why}): give others with --vgg_weights FILE, "
+                      "or train without: --lambda_bg_texture 0 --lambda_bg_perc 0 --lambda_obj_perc 0") from error

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import re
 import sys
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -101,7 +102,9 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
 def loaded(dataset, sampler, device, num_threads):
     """`data.batches`. OSError, with the remedy, where the machine has no room for the loading processes."""
     try:
-        [multiprocessing.Semaphore() for _ in range(num_threads and 3 * num_threads + 9)]  # torch would trace back
+        [multiprocessing.Semaphore() for _ in range(num_threads and 3 * num_threads + 9)]  # torch would trace back,
+        with ExitStack() as files:  # or wait for ever: batches come as open files
+            [files.enter_context(open(os.devnull)) for _ in range(num_threads and 16 * num_threads + 16)]
         yield from batches(dataset, sampler, device, num_threads, leave_signals)
     except (OSError, RuntimeError) as error:
         told = (str(error).strip() or repr(error)).splitlines()[-1]

@@ -274,6 +274,7 @@ class SplitBuild:
         failed = any("problem" in line or set(line["masks"].values()) - {"ok"} for line in lines)
         entries[self.number:self.number + 1] = [{**self.identity, **dataclasses.asdict(self.rules),
                                                  "plan": "" if failed else plan, "counts": counts}]
+        (self.folder / "sheet.jpg").unlink(missing_ok=True)  # of other crops: a kill before the next must not leave it
         dataroot.save_index(self.folder, self.index)
         dataroot.drop_journal(self.folder, plan, self.index)
         print(self.summary(counts, hints))

@@ -6,6 +6,7 @@ torch and torchvision are imported where they are needed, so that the other sour
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from crops.annotations import DETECTIONS, Photo, photo_files
 from crops.cutting import open_annotated
 from crops.values import leads_out
-from images import UserError, parse_json
+from images import UserError, check_archive, parse_json
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 LEAST_SCORE = 0.3  # detections below it are not even kept as obstacles (see also `rules.doubles`)
@@ -35,12 +36,13 @@ def load_detector(weights, device):
     else:
         model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         try:
+            check_archive(weights)
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             raise FileNotFoundError(f"no file {weights}: --detector_weights takes what {WEIGHTS} holds") from None
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError,
-                AttributeError) as error:
-            why = isinstance(error, OSError) and error.strerror or str(error).splitlines()[0]
+                AttributeError, zipfile.BadZipFile) as error:
+            why = isinstance(error, OSError) and error.strerror or (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{weights} does not hold the weights of fasterrcnn_resnet50_fpn ({why}): it must be "
                             f"what {WEIGHTS} holds") from None
     return model.eval().to(device)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.clustered import student
-from images import UserError
+from images import UserError, check_archive
 
 FREE_OF_ERROR = 1e-10  # mean squared error counted as none: PSNR ends at 106 dB
 
@@ -216,6 +216,7 @@ def _load(net, file):
         raise FileNotFoundError(f"no weights at {file}: --frechet_weights takes NAME or NAME:FILE")
     remedy = "a state dict with torchvision's names is needed"
     try:
+        check_archive(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file raises, the remedy is the same
         raise UserError(f"{file} cannot be read ({type(error).__name__}): {remedy}") from error
@@ -223,11 +224,14 @@ def _load(net, file):
         raise UserError(f"{file} holds a {type(state).__name__}: {remedy}")
     own = net.state_dict()
     trunk = [k for k in own if k.startswith("features.")] or [k for k in own if not k.startswith(("fc.", "AuxLogits."))]
-    fits = [k for k in own if k in state and state[k].shape == own[k].shape]
+    fits = [k for k in own if torch.is_tensor(state.get(k)) and state[k].shape == own[k].shape]
     missing = next((k for k in trunk if k not in fits), "")
     early = re.match(r"features\.([1-9]\d*)\.", missing)  # only numbered parts may end early
     if missing and not early:
         raise UserError(f"{file} holds no {missing} of shape {tuple(own[missing].shape)}: {remedy}")
     own.update({k: state[k] for k in fits})  # keeps the metadata that some networks ask for
-    net.load_state_dict(own)
+    try:
+        net.load_state_dict(own)
+    except (RuntimeError, NotImplementedError) as error:  # tensors without values, of no plain numbers
+        raise UserError(f"{file} holds no plain weights: {remedy}") from error
     return f"features.{int(early[1]) - 1}" if early else "features"  # with what follows its last weights

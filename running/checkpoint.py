@@ -1,11 +1,10 @@
 """Checkpoint files: written whole or not at all, read without running code, and turned back into models."""
 import os
-import zipfile
 from contextlib import contextmanager
 
 import torch
 
-from images import UserError, written_whole
+from images import UserError, check_archive, written_whole
 from running import methods
 
 FORMAT = 2
@@ -38,8 +37,7 @@ def load_checkpoint(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or check --name and --checkpoints_dir, or "
                                 "--weights")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
-            _check_archive(archive, os.path.getsize(path))
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch raises anything from KeyError to UnpicklingError
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): take another one, "
@@ -49,18 +47,6 @@ def load_checkpoint(path):
             or state["method"] not in [*methods.METHODS] or type(state["step"]) is not int or state["step"] < 0:
         raise UserError(f"{path} is not a checkpoint of format {FORMAT} of this code")
     return state
-
-
-def _check_archive(archive, size):
-    """zipfile.BadZipFile where a checksum is wrong, which torch does not look at, or the archive would grow."""
-    entries = archive.infolist()
-    if sum(entry.file_size for entry in entries) > size:
-        raise zipfile.BadZipFile("it would grow when it is unpacked; torch compresses nothing")
-    if archive.testzip() is not None:
-        raise zipfile.BadZipFile("a checksum is wrong")
-    for entry in entries:  # torch lets a pickle reserve memory by a mere number
-        if entry.filename.endswith("data.pkl") and b"\nbytearray\n" in archive.read(entry):
-            raise zipfile.BadZipFile("a bytearray")
 
 
 def build_model(state, path, device="cpu"):

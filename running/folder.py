@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from images import UserError, written_whole
 
@@ -36,8 +36,9 @@ class Lock:
             raise BlockingIOError(f"{folder} is in use by {holder} ({error.strerror}): wait until it ends, or "
                                   f"{remedy}") from error
         self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}")
-        self.file.flush()
+        holder = f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}"
+        with suppress(OSError):  # a full disk: it is locked all the same
+            os.write(self.file.fileno(), holder.encode())
 
     def release(self):
         self.file.close()

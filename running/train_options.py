@@ -1,9 +1,10 @@
 """The options of train.py: those that every method has; a method's own stand in its module as OPTIONS."""
 import argparse
 import os
+import zipfile
 from importlib.util import find_spec
 
-from images import UserError
+from images import UserError, check_archive
 from running import methods
 from running.checkpoint import MOST, check_model, load_checkpoint
 from running.folder import previous, read_json
@@ -235,6 +236,13 @@ def _check(args):
     problem = methods.load(args.method).problem(args)
     if problem:
         raise UserError(problem)
+    file = vars(args).get("vgg_weights")
+    if file and os.path.exists(file):  # else the method says what else there is
+        try:
+            check_archive(file)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"--vgg_weights {file} holds no weights ({error}): give what torchvision's own files "
+                            "hold") from error
     pick_device(args.device)
     if args.tensorboard and not find_spec("tensorboard"):
         raise UserError("--tensorboard takes a package that is not installed: pip install tensorboard")

@@ -1,11 +1,17 @@
 """benchmarks/attack.py: what it calls a fault, and a few cases of it."""
+import os
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import attack
+from images import written_whole
+from running import options
+from running.folder import Lock
 
 SAYS = {
     "works": ("print('done')", ("worked", False)),
@@ -36,6 +42,78 @@ def test_damage_depends_on_the_seed_alone_and_reaches_values():
     assert len({*made}) > 190 and sum(b"../../victim/x" in m for m in made) >= 3
 
 
-def test_doors_hold(tmp_path, capfd):
-    assert attack.run(["--doors", "csv", "crops.json", "votes", "--n", "4", "--races", "0"]) == 0
+def fake(monkeypatch, main):
+    """A command of the name "command", in place of ours."""
+    module = types.ModuleType("command")
+    module.main = main
+    monkeypatch.setitem(sys.modules, "command", module)
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "base" / "out").mkdir(parents=True)
+    return tmp_path / "base"
+
+
+def write_two(argv):
+    """A command that keeps nobody out."""
+    for name in ("x", "y"):
+        Path("out", name).write_text(argv[0])
+        time.sleep(1.5 * (argv[0] == "a"))
+
+
+def write_two_alone(argv):
+    with Lock("out"):
+        write_two(argv)
+
+
+@pytest.mark.parametrize("main, fault", [(write_two, True), (write_two_alone, False)])
+def test_a_race_that_mixes_files_is_a_fault(base, monkeypatch, main, fault):
+    fake(monkeypatch, lambda argv: options.command("command", main, argv))
+    monkeypatch.setitem(attack.RACES, "out", {name: ("command", name) for name in "ab"})
+    outcomes = attack.attack_by_races(base, "out", ("a", "b"), 2, seed=0)
+    assert sum(outcomes.values()) == 2 and all(o.startswith("FAULT mixed files") == fault for o in outcomes)
+
+
+def unfinished(argv):
+    """A command that takes a file cut short for a whole one."""
+    if not os.path.exists("out/x"):
+        with open("out/x", "w", buffering=1) as file:
+            for word in range(10):
+                file.write(f"{word}\n")
+                time.sleep(0.05)
+
+
+def whole(argv):
+    if not os.path.exists("out/x"):
+        with written_whole("out/x") as file:
+            for word in range(10):
+                file.write(b"%d" % word)
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("main, fault", [(unfinished, True), (whole, False)])
+def test_a_kill_that_leaves_another_folder_is_a_fault(base, monkeypatch, main, fault):
+    fake(monkeypatch, main)
+    monkeypatch.setitem(attack.KILLS, "fake", ("command",))
+    outcomes = attack.attack_by_kills(base, "fake", 4, seed=0)
+    assert any(o.startswith("FAULT other files") for o in outcomes) == fault, outcomes
+    assert outcomes["ended by signal 9"] + outcomes["ended by signal 15"] > 0
+    assert fault or outcomes["as undisturbed"] == 4
+
+
+def test_processes_that_are_left_behind_are_a_fault(tmp_path, monkeypatch):
+    def main(argv):
+        if not os.fork():
+            time.sleep(60)
+            os._exit(0)
+
+    fake(monkeypatch, main)
+    monkeypatch.setattr(attack.left_behind, "__defaults__", (0.5,))
+    log = tmp_path / "log"
+    assert attack.wait(attack.start(("command",), tmp_path, log), log) == ("left processes", True)
+
+
+def test_doors_hold(capfd):
+    assert attack.run("--doors csv crops.json votes vgg --n 4 --kills 0 --races 0".split()) == 0
     assert "FAULT" not in capfd.readouterr().out

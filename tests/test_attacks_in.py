@@ -519,6 +519,16 @@ def test_a_missing_contact_sheet_is_drawn_by_the_repeat(source, tmp_path, left):
     assert sheet.read_bytes() == whole
 
 
+def test_a_contact_sheet_of_earlier_crops_does_not_outlive_them(source, tmp_path, monkeypatch):
+    coco(source, tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, build, "make_sheet", 1)
+        coco(source, tmp_path / "out", *LESS)
+    for root in ("out", "whole"):
+        coco(source, tmp_path / root, *LESS)
+    assert len({(tmp_path / root / "train/sheet.jpg").read_bytes() for root in ("out", "whole")}) == 1
+
+
 REFUSED = """
 import sys, threading, time
 from crops import cutting

@@ -17,6 +17,7 @@ from test_study import page, results, write_votes  # noqa: F401 - fixtures
 from test_train import HERE, SMALL, dataroot, run  # noqa: F401 - fixtures
 
 import photo
+import prepare
 import test
 import train
 from crops import demo
@@ -167,6 +168,64 @@ def once(dataroot, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("once")
     assert train.main(f"--name a --dataroot {dataroot} --checkpoints_dir {folder} {SMALL}".split()) == 0
     return folder
+
+
+# --- weights of others ---
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def weights_of_others(path):
+    """{name: function that writes a file of that kind to `path`}."""
+    state = {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}
+
+    def grow():
+        torch.save(state, path)
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data/999", bytes(10**8))
+
+    def behind():  # an archive for those who look at a file's end, an old pickle for torch, which looks at its start
+        torch.save({**state, "x": Reserve()}, path, _use_new_zipfile_serialization=False)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("archive/data.pkl", b"")
+
+    def cut(**how):
+        torch.save(state, path, **how)
+        path.write_bytes(path.read_bytes()[:-300])
+
+    old = {"_use_new_zipfile_serialization": False}
+    return {"grows": grow, "reserves": lambda: torch.save({**state, "x": Reserve()}, path),
+            "reserves, old": lambda: torch.save({**state, "x": Reserve()}, path, **old), "behind": behind,
+            "code": lambda: torch.save({**state, "x": Code()}, path), "cut": cut, "cut, old": lambda: cut(**old),
+            "code, old": lambda: torch.save({**state, "x": Code()}, path, **old), "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir, "empty": lambda: path.write_bytes(b""), "text": lambda: path.write_text("nothing"),
+            "ends": lambda: path.write_bytes(b"\x80\x02"), "list": lambda: torch.save([state], path),
+            "words": lambda: torch.save({key: "text" for key in state}, path),
+            "meta": lambda: torch.save({key: value.to("meta") for key, value in state.items()}, path)}
+
+
+@pytest.mark.parametrize("kind", weights_of_others(Path()))
+@pytest.mark.parametrize("door", ["vgg", "frechet", "detector", "checkpoint"])
+def test_weights_of_others_are_one_line(dataroot, once, tmp_path, monkeypatch, capsys, kind, door):  # noqa: F811
+    path = tmp_path / "w.pth"
+    weights_of_others(path)[kind]()
+    monkeypatch.chdir(tmp_path)
+    load, looked = torch.load, kind in ("grows", "reserves", "reserves, old", "behind", "pipe")
+    monkeypatch.setattr(torch, "load", lambda file, **how: pytest.fail("memory is taken")
+                        if looked and str(file) == str(path) else load(file, **how))
+    argv = {"vgg": f"--name v --dataroot {dataroot} {SMALL} --lambda_bg_texture 1 --vgg_weights {path}",
+            "frechet": f"--name a --checkpoints_dir {once} --gpu -1 --frechet_weights squeezenet1_1:{path}",
+            "detector": f"detect --images {once} --out {tmp_path / 'd'} --gpu -1 --detector_weights {path}",
+            "checkpoint": f"--weights {path} --gpu -1"}[door]
+    command = {"vgg": train, "frechet": test, "detector": prepare, "checkpoint": test}[door]
+    begun = time.monotonic()
+    assert command.main(argv.split()) == 2
+    err = capsys.readouterr().err
+    assert "w.pth" in err and len(err.splitlines()) == 1 and len(err) < 800, err
+    assert not os.path.exists("ran") and time.monotonic() - begun < 20
 
 
 # --- terminals ---

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import resource
+import subprocess
 import sys
 import time
 
@@ -18,11 +19,12 @@ import pytest
 import torch
 from conftest import equal
 from PIL import Image
-from test_train import SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
+from test_train import HERE, SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
 
 import data
 import prepare
 import train
+from baselines.supervised import Supervised
 from crops import demo
 from data import load_image, open_image
 from running.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -157,6 +159,21 @@ def test_a_run_outlives_a_full_disk(start, dataroot, tmp_path):  # noqa: F811
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
+@pytest.mark.parametrize("out, limit", [("programs", 0), ("programs", 60_000), ("w.pt", 0), ("w.pt", 3000)])
+def test_an_export_on_a_full_disk_leaves_nothing(tmp_path, out, limit):
+    model = Supervised(size=48, ngf=2, ndf=2, seg_blocks=0, unet_downs=1)
+    (tmp_path / "a").mkdir()
+    save_checkpoint(tmp_path / "a" / "latest.pt", CONTENT | {"method": "supervised", "config": model.config,
+                                                             "networks": model.state()})
+    done = subprocess.run([sys.executable, os.path.join(HERE, "photo.py"), "export", "--name", "a",
+                           "--checkpoints_dir", str(tmp_path), *["--weights"] * (out == "w.pt"), "--out",
+                           str(tmp_path / out)], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 2 and done.stderr.startswith("photo.py: error: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and ("File too large" in done.stderr or limit == 0)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["latest.pt"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere: run as another user")
 def test_a_read_only_folder_is_one_clear_line(dataroot, tmp_path, capsys):  # noqa: F811
     tmp_path.chmod(0o500)
@@ -170,6 +187,15 @@ def test_a_file_in_the_folder_s_place_is_one_clear_line(dataroot, tmp_path, caps
     err = capsys.readouterr().err
     assert err.startswith("train.py: error: ") and len(err.splitlines()) == 1
     assert (tmp_path / "a").read_text() == "not a folder"
+
+
+def test_few_open_files_are_one_line_and_no_wait(dataroot, tmp_path):  # noqa: F811
+    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
+                           "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--num_threads", "2"],
+                          capture_output=True, text=True, timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "open files" in done.stderr and "--num_threads 0" in done.stderr
 
 
 # --- damaged files ---
