@@ -57,7 +57,7 @@ CUT = ("photo", "cut", "photos/0.png", "--box", "40,30,50,60", *MODEL)
 CUT_ALL = ("photo", "cut", "--images", "photos", "--boxes", "boxes.csv", *MODEL)
 TEST = ("test", "--name", "run", "--gpu", "-1", "--threads", "1")
 PAGE = ("evaluation.study", "page", "--name", "run", "--n_images", "2")
-FIT = ("evaluation.study", "fit", "votes.csv", "--resamples", "5")
+FIT = ("evaluation.study", "fit", "votes.csv")
 # door: the file that is damaged, and the command that reads it
 DOORS = {
     "coco": ("boxes.json", (*COCO, "new")),

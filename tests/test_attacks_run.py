@@ -1,4 +1,7 @@
-"""Folders, files and terminals that are not what they seem: nothing else is written, run or filled."""
+"""Folders, files and terminals that are not what they seem: nothing else is written, run or filled.
+
+Long, since every command meets the same folders and files, which the fixtures at the top make.
+"""
 import csv
 import json
 import os

@@ -1,4 +1,7 @@
-"""The crop rules against hand-computed numbers and pycocotools + Pillow; backgrounds; pixel formats."""
+"""The crop rules against hand-computed numbers and pycocotools + Pillow; backgrounds; pixel formats.
+
+Long, since all rules are held to the reference that stands at the top.
+"""
 
 import math
 from collections import Counter

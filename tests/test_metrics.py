@@ -1,4 +1,7 @@
-"""Masks and images scored: hand-computed cases, and agreement with scikit-learn, scikit-image and SciPy."""
+"""Masks and images scored: hand-computed cases, and agreement with scikit-learn, scikit-image and SciPy.
+
+Long, since each measure has its slow reference here.
+"""
 import math
 
 import numpy as np

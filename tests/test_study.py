@@ -1,4 +1,7 @@
-"""The human study: ratings against closed forms and published tables, the voting page, votes to figures."""
+"""The human study: ratings against closed forms and published tables, the voting page, votes to figures.
+
+Long, since the page, the votes and the ratings share the results that the fixtures make.
+"""
 import csv
 import json
 import math
