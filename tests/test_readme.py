@@ -87,5 +87,5 @@ def test_the_butterfly_commands(tmp_path):
 def test_every_command_of_readme_is_run_or_has_a_reason():
     not_run = {"train.py --dataroot datasets/butterflies --name butterflies"}  # the full size: hours on a CPU
     for words in commands():
-        text = " ".join(words[1:])
-        assert text in not_run or {"demo", "butterflies64", "models/demo.pt"} & {*words} or words[1] == "prepare.py", text
+        text, used = " ".join(words[1:]), {"demo", "butterflies64", "models/demo.pt"}
+        assert text in not_run or used & {*words} or words[1] == "prepare.py", text
