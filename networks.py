@@ -237,9 +237,21 @@ class InpaintingNet(nn.Module):
         """
         height, width = cut.shape[-2:]
         cut, m, noise = (pad_to_multiple(t, self.stride) for t in (cut, m, noise))
+        fill = self.coarse_fill(cut, m, noise)
         if self.direct:
-            coarse = torch.tanh(self.first(torch.cat([cut, noise], 1)).to(cut.dtype))
-            x_hat = torch.tanh(self.second(coarse).to(cut.dtype))
+            coarse, x_hat = fill, torch.tanh(self.second(fill).to(cut.dtype))
+        else:
+            coarse = cut.detach() + m.detach() * fill
+            change = self.second(torch.cat([coarse.detach(), m], 1))
+            x_hat = cut + m * (fill.detach() + change).clamp(-1, 1)
+        return x_hat[..., :height, :width], coarse[..., :height, :width]
+
+    def coarse_fill(self, cut, m, noise):
+        """What the first U-Net puts into the hole, (N, 3, H, W) in [-1, 1]; arguments as for `forward`."""
+        height, width = cut.shape[-2:]
+        cut, m, noise = (pad_to_multiple(t, self.stride) for t in (cut, m, noise))
+        if self.direct:
+            fill = torch.tanh(self.first(torch.cat([cut, noise], 1)).to(cut.dtype))
         else:
             # Deviation: both U-Nets see the hole and change a smooth fill of it; what is outside stays as it is. Each
             # learns from its own image alone, and m not through the fill, or it would leak the object's colours.
@@ -247,10 +259,7 @@ class InpaintingNet(nn.Module):
             with torch.autocast(cut.device.type, enabled=False):
                 smooth = prefill(known, hole, self.n_downs)
             fill = (smooth + self.first(torch.cat([smooth, hole, noise], 1))).clamp(-1, 1)
-            coarse = known + hole * fill
-            change = self.second(torch.cat([coarse.detach(), m], 1))
-            x_hat = cut + m * (fill.detach() + change).clamp(-1, 1)
-        return x_hat[..., :height, :width], coarse[..., :height, :width]
+        return fill[..., :height, :width]
 
 
 class EnhancementNet(nn.Module):

@@ -77,7 +77,7 @@ class Swap(NamedTuple):
     y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
     x_id: torch.Tensor | None = None  # G_enh(x)
     y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
-    y_coarse: torch.Tensor | None = None  # what G_inp's first U-Net makes of it
+    y_fill: torch.Tensor | None = None  # y, its hole filled by G_inp's first U-Net
     hole: torch.Tensor | None = None  # m as 0 and 1, without gradients
 
 
@@ -154,18 +154,18 @@ class SEIGAN(nn.Module):
         noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
-        hole = (m.detach() >= 0.5).to(m)
+        hole, y_fill = (m.detach() >= 0.5).to(m), y
         if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
-            m_y = torch.maximum(m_y, hole)  # as a soft one lets some of y through, and G_inp would amplify that
+            m_y = torch.maximum(m_y, hole)  # as a soft one lets y through. The first U-Net learns from it alone
+            y_fill = losses.paste(self.G_inp.coarse_fill((1 - hole) * y, hole, noise_inp[n:]), y, hole)
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
-        filled = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)
-        (x_hat, y_id), (_, y_coarse) = (t.chunk(2) for t in filled)
+        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
         m_hat = self.mask(y_hat, box)  # G_seg(y_hat)
         z_hat = losses.paste(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
         y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
-        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_coarse, hole)
+        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_fill, hole)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -190,7 +190,7 @@ class SEIGAN(nn.Module):
             "enh": losses.gan_generator(d_y_hat),  # (1 - D_obj(y_hat))²
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
             "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
-            "fill": losses.hole_mae(s.y_coarse, y, s.hole),
+            "fill": losses.hole_mae(s.y_fill, y, s.hole),
         }
         if self.vgg:
             terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2), self.gram_sum)

@@ -239,7 +239,7 @@ def test_the_paper_has_no_method_boxes(tmp_path):
 
 def test_without_vgg_s_weights_the_error_says_how_to_go_on(tmp_path):
     args = options("--paper --vgg_weights /no/file.pth", tmp_path)
-    with pytest.raises(OSError, match=rf"no VGG-19 weights from /no/file.pth .* or go on without .*: {BARE}$"):
+    with pytest.raises(OSError, match=rf"no VGG-19 weights from /no/file.pth .* or train without: {BARE}$"):
         trainer_of(args)
     trainer_of(options(f"--paper {BARE}", tmp_path))
 

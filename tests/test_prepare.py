@@ -251,7 +251,8 @@ def test_figures_count_no_pixel_beyond_the_photograph(edgy, tmp_path):
             beyond = (u < -w / 64) | (u > 200 + w / 64) | (v < -h / 64) | (v > 150 + h / 64)  # bilinear: the next pixel
             mask = rng.random((64, 64), dtype=np.float32)
             masks = [np.where(beyond, value, mask).astype(np.float32) for value in (0, 1)]
-            rows = [evaluate.score_mask(crops, stem, {"mask": m, "refined": m, "crf": m}, None) for m in masks]
+            truth = evaluate.read_truth(crops, stem)
+            rows = [evaluate.score_mask(crops, stem, truth, {"mask": m, "refined": m, "crf": m}, None) for m in masks]
             assert rows[0] == pytest.approx(rows[1], nan_ok=True)
             leaving += beyond.any()
             if part == "source":

@@ -80,7 +80,7 @@ def test_the_hole_in_y_is_the_objects_too():
     s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
     inside = (s.m >= 0.5).expand_as(y)
     assert inside.any() and not inside.all() and torch.equal(s.hole, (s.m >= 0.5).double())
-    expected = (s.y_coarse - y).abs()[inside].sum() / y.numel()
+    expected = (s.y_fill - y).abs()[inside].sum() / y.numel()
     assert model.generator_losses(x, y, s)["fill"].item() == pytest.approx(expected.item())
     other = torch.where(inside, -y, y)  # what is in the hole does not reach G_inp, nor G_seg beyond its field
     noise, cut = torch.zeros_like(x[:, :1]), (1 - s.hole) * other
