@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import losses
+from seigan import SEIGAN
 
 
 class Polarity(nn.Module):
@@ -78,17 +79,7 @@ class Neighbour(nn.Module):
         """{name: network} of the networks so named, by default all."""
         return {name: self.get_submodule(name) for name in ((*self.NETWORKS, "polarity") if names is None else names)}
 
-    def state(self, names=None):
-        """{name: state dict}, see `networks`."""
-        return {name: network.state_dict() for name, network in self.networks(names).items()}
-
-    def load_networks(self, states, names=None):
-        """Load {name: state dict} of exactly the networks so named, by default all; ValueError for others."""
-        own = self.networks(names)
-        if states.keys() != own.keys():
-            raise ValueError(f"needs the weights of {', '.join(own)}, got {', '.join(states) or 'none'}")
-        for name, state in states.items():
-            own[name].load_state_dict(state)
+    state, load_networks = SEIGAN.state, SEIGAN.load_networks  # which ask for nothing but `networks`
 
     @torch.no_grad()
     def segment(self, x, box=None):
