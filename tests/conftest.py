@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import torch
 
+from crops import demo
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -51,3 +53,11 @@ def equal(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def dataroot(tmp_path_factory):
+    """A demo set of 8 objects to train on and 7 to test on; to be read alone."""
+    root = tmp_path_factory.mktemp("set")
+    demo.write_demo(root, counts={"train": {"objects": 8, "backgrounds": 4}, "test": {"objects": 7, "backgrounds": 3}})
+    return root

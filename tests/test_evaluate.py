@@ -17,7 +17,6 @@ from PIL import Image
 
 import crf
 import test as entry
-from crops import demo
 from data import Crops
 from evaluation import evaluate as evaluation
 from evaluation import image_scores
@@ -29,13 +28,6 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MASKS = ("mask", "refined", "m_hat", "truth")
 TINY = dict(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, head_bias=0.0)
 KINDS = ("x", "y", "mask", "refined", "z", "y_hat", "x_hat", "m_hat", "x_hat2", "y_hat2", "truth")
-
-
-@pytest.fixture(scope="module")
-def dataroot(tmp_path_factory):
-    root = tmp_path_factory.mktemp("set")
-    demo.write_demo(root, counts={"train": {"objects": 8, "backgrounds": 4}, "test": {"objects": 7, "backgrounds": 3}})
-    return root
 
 
 @pytest.fixture

@@ -9,18 +9,10 @@ import torch
 from PIL import Image
 
 import test as entry
-from crops import demo
 from data import Crops
 from images import save_png
 from running import methods
 from running.checkpoint import save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def dataroot(tmp_path_factory):
-    root = tmp_path_factory.mktemp("set")
-    demo.write_demo(root, counts={"train": {"objects": 8, "backgrounds": 4}, "test": {"objects": 7, "backgrounds": 3}})
-    return root
 
 
 @pytest.fixture
