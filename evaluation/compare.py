@@ -124,8 +124,8 @@ def groups(runs):
 
 def label(names, runs):
     """A line's name: the method and, where its runs' names tell more, what these have in common without the seed."""
-    method = runs[names[0]][0]["method"]
-    common = re.sub(r"[_-]?(s|seed)?\d+$", "", names[0])
+    figures = runs[names[0]][0]
+    method, common = figures["method"], re.sub(rf"([_-](s|seed)?)?{figures.get('trained_with_seed')}$", "", names[0])
     return method if common in ("", method) else f"{method} ({common})"
 
 

@@ -107,7 +107,8 @@ def test_names_are_no_html(tmp_path):
     assert "a<b" not in (tmp_path / "out" / "index.html").read_text()
 
 
-@pytest.mark.parametrize("name, kept", [("redo", "redo"), ("demo_redo1", "redo (demo_redo)"), ("redo_s2", "redo"),
-                                        ("horses", "redo (horses)"), ("redo-seed12", "redo")])
-def test_a_line_is_called_by_what_names_have_in_common(name, kept):
-    assert compare.label([name], {name: ({"method": "redo"}, [])}) == kept
+@pytest.mark.parametrize("name, seed, kept", [
+    ("redo", 0, "redo"), ("demo_redo1", 1, "redo (demo_redo)"), ("redo_s2", 2, "redo"), ("redo-seed12", 12, "redo"),
+    ("butterflies64", 0, "redo (butterflies64)"), ("horses0", 0, "redo (horses)")])
+def test_a_line_is_called_by_what_names_have_in_common(name, seed, kept):
+    assert compare.label([name], {name: ({"method": "redo", "trained_with_seed": seed}, [])}) == kept
