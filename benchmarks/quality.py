@@ -1,11 +1,12 @@
-"""Minutes of one core until masks are useful: a training from its first step, its masks scored along the way.
+"""Minutes of one core until a model is useful, from its first training step, of one method or of several:
 
-    python -m benchmarks.quality --dataroot datasets/butterflies --minutes 10 \\
-        --size 64 --ngf 16 --ndf 32 --seg_blocks 4 --batch_size 4 --n_epochs 32
+    python -m benchmarks.quality --dataroot datasets/butterflies --methods seigan boxes supervised --minutes 10 \\
+        --figure quality.svg --size 64 --ngf 16 --ndf 32 --seg_blocks 4 --batch_size 4
 
-What quality does not know goes to train.py, such as --method. IoU is test.py's, of the raw masks of the averaged model
-on test/. Minutes are those of the training steps alone, on one thread of a CPU, without the scoring. Nothing is chosen
-on these masks, and the run is thrown away.
+What quality does not know goes to train.py. Each run is stopped after --minutes of training steps, by the clock, on one
+thread of a CPU; so nothing else should be running. Its checkpoints are scored afterwards as test.py scores them, on
+test/: IoU of the raw masks of the averaged model and, where the method has a G_inp, the error of the fills of its first
+U-Net beside Laplace's equation. Nothing is chosen by these figures, and the runs are thrown away.
 """
 import json
 import os
@@ -13,61 +14,118 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-from images import UserError
+from data import Crops
+from evaluation import charts
+from evaluation.evaluate import evaluate, summarise
+from images import UserError, written_whole
+from running import methods
+from running.checkpoint import build_model, load_checkpoint
 from running.options import command, make_parser, number, whole
 
 PROG = "python -m benchmarks.quality"
 TRAIN = Path(__file__).parents[1] / "train.py"
 USEFUL = 0.70, 0.75, 0.80, 0.85
+STYLE = ("<style>.chart{font:11px sans-serif;background:#fff}.chart text{fill:#555}.chart .title{fill:#111;"
+         "font-size:13px}.chart polyline,.chart path{fill:none;stroke-width:1.6}.chart .grid{stroke:#ddd;"
+         "stroke-width:1}</style>")
 
 
-def curve(lines, batch_size):
-    """[(minutes, step, IoU)] of a run's log. lines: its dicts, whose images_per_s are means since the line before."""
-    minutes, last, found = 0.0, 0, []
+class Point(NamedTuple):
+    """A checkpoint: minutes of training, step, mean IoU, and the MAE in holes of the first U-Net and of Laplace's
+    equation, None without a G_inp."""
+    minutes: float
+    step: int
+    iou: float
+    fill: float | None
+    laplace: float | None
+
+
+def clock(lines, batch_size):
+    """{step: minutes of training} of a log. lines: its dicts, whose images_per_s are means since the one before."""
+    minutes, last, found = 0.0, 0, {0: 0.0}
     for line in lines:
         if "images_per_s" in line:
             minutes += (line["step"] - last) * batch_size / line["images_per_s"] / 60
             last = line["step"]
-        elif "val_iou" in line:
-            found.append((minutes, line["step"], line["val_iou"]))
+            found[last] = minutes
     return found
 
 
-def report(found, minutes):
-    """The lines to print: when each IoU was first reached, and what there was after so many minutes."""
-    lines = []
-    for iou in USEFUL:
-        first = next(((m, step) for m, step, value in found if value >= iou), None)
-        when = f"after {first[0]:.1f} minutes, step {first[1]}" if first else "not reached"
-        lines.append(f"  IoU {iou:.2f}  {when}")
-    within = [(m, step, value) for m, step, value in found if m <= minutes]
-    if within:
-        _, step, value = within[-1]
-        lines.append(f"  within {minutes:g} minutes: IoU {value:.3f}, step {step}")
+def train(method, args, rest, folder):
+    """Train one method into `folder`/METHOD. UserError if train.py ends with an error."""
+    words = ["--dataroot", args.dataroot, "--checkpoints_dir", folder, "--name", method, "--method", method,
+             "--gpu", -1, "--num_threads", 0, "--batch_size", args.batch_size, "--print_freq", args.every,
+             "--save_latest_freq", args.every, "--keep", 10**6, "--val_freq", 10**9, "--display_freq", 10**9, "--max_minutes", args.minutes]
+    done = subprocess.run([sys.executable, str(TRAIN), *map(str, words), *rest],
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode not in (0, 124):  # 124: the minutes are over
+        raise UserError(f"train.py --method {method} ended with exit code {done.returncode}")
+
+
+def curve(run, args):
+    """The `Point`s of a run, of every checkpoint that segments, by step."""
+    log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    minutes, found = clock(map(json.loads, log), args.batch_size), []
+    for path in sorted([*run.glob("step_*.pt"), run / "latest.pt"]):
+        state = load_checkpoint(path)
+        model = build_model(state, path)
+        if state["step"] in minutes and getattr(model, "ready", True):
+            needs_y = "backgrounds" in methods.load(state["method"]).NEEDS
+            crops = Crops(args.dataroot, "test", model.size, needs_y)
+            figures = summarise([record.row for record in evaluate(model, crops)])
+            fills = [figures["inpainting"][fill]["mae"] for fill in ("G_inp_first", "diffusion")]
+            found.append(Point(minutes[state["step"]], state["step"], figures["iou"], *fills))
+    return sorted(found, key=lambda point: point.step)
+
+
+def first(points, reached):
+    """"MINUTES" of the first point for which reached(point), "-" if there is none."""
+    return next((f"{point.minutes:.1f}" for point in points if reached(point)), "-")
+
+
+def table(curves):
+    """{method: points} as Markdown: minutes until each IoU, and until fills are nearer than Laplace's equation's."""
+    lines = ["| minutes until | " + " | ".join(f"IoU {iou:.2f}" for iou in USEFUL)
+             + " | fills nearer than Laplace's | at the end: step, IoU |", "|---" * (len(USEFUL) + 3) + "|"]
+    for method, points in curves.items():
+        cells = [first(points, lambda point, iou=iou: point.iou >= iou) for iou in USEFUL]
+        cells.append(first(points, lambda point: point.fill is not None and point.fill < point.laplace))
+        end = f"{points[-1].step}, {points[-1].iou:.3f}" if points else "no masks yet"
+        lines.append(f"| {method} | " + " | ".join([*cells, end]) + " |")
     return "\n".join(lines)
+
+
+def figure(curves):
+    """The curves as a file of SVG: IoU over minutes."""
+    lines = {method: ([p.minutes for p in points], [p.iou for p in points])
+             for method, points in curves.items() if points}
+    svg = charts.chart("IoU on held-out crops", lines, span=(0, 1), axis="minutes of one core")
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
 
 
 def run(argv):
     parser = make_parser(PROG, __doc__.splitlines()[0])
     parser.add_argument("--dataroot", required=True, help="crops with train/ and test/, which has masks")
-    parser.add_argument("--minutes", type=number(0), default=5.0, help="minutes at which the IoU is told")
-    parser.add_argument("--every", type=whole(1), default=100, help="steps between scorings")
+    parser.add_argument("--methods", nargs="+", choices=tuple(methods.METHODS), default=["seigan"],
+                        help="of train.py --method, one run each")
+    parser.add_argument("--minutes", type=number(0), default=5.0, help="of each training")
+    parser.add_argument("--every", type=whole(1), default=100, help="steps between checkpoints, which are scored")
     parser.add_argument("--batch_size", type=whole(1), default=8, help="as for train.py")
+    parser.add_argument("--figure", metavar="FILE.svg", help="also draw IoU over minutes")
     args, rest = parser.parse_known_args(argv)
-    root = Path(args.dataroot).resolve()
-    if not (root / "test" / "masks").is_dir():
-        raise UserError(f"no {root / 'test' / 'masks'}: masks cannot be scored without true ones")
+    if not os.path.isdir(os.path.join(args.dataroot, "test", "masks")):
+        raise UserError(f"no {os.path.join(args.dataroot, 'test', 'masks')}: masks cannot be scored without true ones")
+    curves = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, split in (("train", "train"), ("val", "test")):
-            os.symlink(root / split, Path(folder, name))
-        words = ["--dataroot", folder, "--checkpoints_dir", folder, "--name", "quality", "--gpu", "-1", "--num_threads",
-                 "0", "--batch_size", args.batch_size, "--print_freq", args.every, "--val_freq", args.every, *rest]
-        done = subprocess.run([sys.executable, str(TRAIN), *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            return done.returncode
-        with open(Path(folder, "quality", "log.jsonl"), encoding="utf-8") as file:
-            print(report(curve(map(json.loads, file), args.batch_size), args.minutes))
+        for method in args.methods:
+            train(method, args, rest, folder)
+            curves[method] = curve(Path(folder, method), args)
+    print(table(curves))
+    if args.figure:
+        with written_whole(args.figure) as file:
+            file.write(figure(curves).encode())
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def text(x, y, words, anchor="start", kind=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html.escape(words)}</text>'
 
 
-def chart(title, lines, levels=(), span=None, width=480, height=270):
-    """An SVG line chart over training steps: lines {label: (steps, values)}; levels, dashed horizontals, (label, value)
-    pairs; span (low, high) of the vertical axis, default that of the values."""
+def chart(title, lines, levels=(), span=None, width=480, height=270, axis="step"):
+    """An SVG line chart over training steps, or what `axis` says: lines {label: (steps, values)}; levels, dashed
+    horizontals, (label, value) pairs; span (low, high) of the vertical axis, default that of the values."""
     lines = {label: thin(*line) for label, line in lines.items()}
     end = max(1, *(steps[-1] for steps, _ in lines.values()))
     seen = [v for _, values in lines.values() for v in values] + [v for _, v in levels]
@@ -73,7 +73,7 @@ def chart(title, lines, levels=(), span=None, width=480, height=270):
     def up(value):
         return bottom - (min(max(value, low), high) - low) / (high - low) * (bottom - top)
 
-    parts = [text(left, 14, title, kind="title"), text((left + right) / 2, height - 4, "step", "middle")]
+    parts = [text(left, 14, title, kind="title"), text((left + right) / 2, height - 4, axis, "middle")]
     for tick in ticks(low, high):
         parts.append(f'<path class="grid" d="M{left},{up(tick):.1f}H{right}"/>'
                      + text(left - 6, up(tick) + 4, f"{tick:.4g}", "end"))

@@ -17,9 +17,7 @@ from conftest import equal
 from PIL import Image
 
 import train
-from benchmarks import quality
 from crops import demo
-from images import UserError
 from running import methods, train_options
 from running import run as runs
 from running.checkpoint import load_checkpoint, load_model
@@ -418,27 +416,3 @@ def test_every_option_is_read():
     for action in train_options.get_parser()._actions:
         if not action.dest.startswith("lambda_") and action.dest != "help":
             assert re.search(rf"args\.{action.dest}\b|\"{action.dest}\"", source), action.dest
-
-
-# --- benchmarks/quality.py ---
-
-
-def test_minutes_until_masks_are_useful():
-    """100 steps of 6 images at 5 a second are 2 minutes; then 50 at 10 a second half a minute; scoring takes none."""
-    lines = [{"step": 100, "images_per_s": 5.0}, {"step": 100, "val_iou": 0.72}, {"step": 150, "images_per_s": 10.0},
-             {"step": 150, "val_iou": 0.81}, {"step": 200, "images_per_s": 10.0}, {"step": 200, "val_iou": 0.79}]
-    found = quality.curve(lines, 6)
-    assert found == [(2.0, 100, 0.72), (2.5, 150, 0.81), (3.0, 200, 0.79)]
-    assert quality.report(found, 2.7).splitlines() == [
-        "  IoU 0.70  after 2.0 minutes, step 100", "  IoU 0.75  after 2.5 minutes, step 150",
-        "  IoU 0.80  after 2.5 minutes, step 150", "  IoU 0.85  not reached",
-        "  within 2.7 minutes: IoU 0.810, step 150"]
-
-
-def test_quality_trains_and_scores(dataroot, capfd):
-    words = "--every 4 --batch_size 2 --n_epochs 1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --minutes 60"
-    assert quality.run(["--dataroot", str(dataroot), *words.split()]) in (0, None)
-    assert "within 60 minutes: IoU 0." in capfd.readouterr().out
-    shutil.copytree(dataroot / "train", dataroot.parent / "bare" / "train")
-    with pytest.raises(UserError, match="masks"):
-        quality.run(["--dataroot", str(dataroot.parent / "bare")])
