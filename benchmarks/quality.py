@@ -57,7 +57,8 @@ def train(method, args, rest, folder):
     """Train one method into `folder`/METHOD. UserError if train.py ends with an error."""
     words = ["--dataroot", args.dataroot, "--checkpoints_dir", folder, "--name", method, "--method", method,
              "--gpu", -1, "--num_threads", 0, "--batch_size", args.batch_size, "--print_freq", args.every,
-             "--save_latest_freq", args.every, "--keep", 10**6, "--val_freq", 10**9, "--display_freq", 10**9, "--max_minutes", args.minutes]
+             "--save_latest_freq", args.every, "--keep", 10**6, "--val_freq", 10**9, "--display_freq", 10**9,
+             "--max_minutes", args.minutes]
     done = subprocess.run([sys.executable, str(TRAIN), *map(str, words), *rest],
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode not in (0, 124):  # 124: the minutes are over
