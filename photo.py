@@ -156,14 +156,14 @@ def export_weights(args):
     path = options.checkpoint_path(args)
     if ending != ".pt":
         raise UserError(f"--out must be a file that ends in .pt, for the weights, got {args.out}")
-    for file in (args.out, f"{stem}.md"):
-        if os.path.lexists(file):
-            raise UserError(f"{file} exists: choose another --out")
-    state = load_checkpoint(path)
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
-    save_checkpoint(args.out, shared(build_model(state, path), state))
-    with written_whole(f"{stem}.md") as file:
-        file.write(model_card(args.out, state, args).encode())
+    with alone_in(os.path.dirname(args.out) or ".", "choose another --out"):
+        for file in (args.out, f"{stem}.md"):
+            if os.path.lexists(file):
+                raise UserError(f"{file} exists: choose another --out")
+        state = load_checkpoint(path)
+        save_checkpoint(args.out, shared(build_model(state, path), state))
+        with written_whole(f"{stem}.md") as file:
+            file.write(model_card(args.out, state, args).encode())
     print(f"{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB; {stem}.md is its card")
 
 

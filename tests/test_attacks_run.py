@@ -337,6 +337,8 @@ def test_one_writer_a_folder(evaluate, once, results, tmp_path, capsys):  # noqa
                                     str(tmp_path / "a"), "--checkpoints_dir", str(once), "--gpu", "-1"]),
                 lambda: photo.main(["export", "--name", "a", "--out", str(tmp_path / "a"), "--checkpoints_dir",
                                     str(once)]),
+                lambda: photo.main(["export", "--weights", "--name", "a", "--out", str(tmp_path / "a" / "w.pt"),
+                                    "--checkpoints_dir", str(once)]),
                 lambda: study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out",
                                     str(tmp_path / "a")])]
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "a")], cwd=HERE, stdin=subprocess.PIPE,
