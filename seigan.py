@@ -15,26 +15,7 @@ from torch import nn
 
 import losses
 import networks
-
-# λ1..λ11 (§3.4) under the names of their terms.
-# Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
-LAMBDAS = {
-    "inp": 0.1,  # λ1, l_inp_GAN
-    "inp2": 0.1,  # λ2, l_inp2_GAN
-    "bg_texture": 0.0,  # λ3, l_bg_texture
-    "bg_perc": 0.0,  # λ4, l_bg_perc
-    "bg_mae": 5.0,  # λ5, l_bg_MAE
-    "obj_perc": 0.0,  # λ6, l_obj_perc
-    "obj_mae": 1.0,  # λ7, l_obj_MAE
-    "coarse": 3.0,  # λ8, l_coarse_GAN
-    "enh": 3.0,  # λ9, l_enh_GAN
-    "id_obj": 1.0,  # λ10, l_obj_id
-    "id_bg": 3.0,  # λ11, l_bg_id
-    "teach": 30.0,  # Deviation: ours, what the box teacher (crf.py) says of m, x seen in other colours
-    "fill": 15.0,  # Deviation: ours, a hole cut out of y and filled by G_inp's first U-Net, against y
-}
-VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
-NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
+from losses import LAMBDAS, NO_VGG, VGG_TERMS
 
 NEEDS = ("backgrounds",)
 # Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
@@ -53,6 +34,7 @@ OPTIONS = {
     "grow_hole": (1, 0, "px by which masks are grown before G_inp fills them in tests"),
     "box_prior": (1.1, 0.0, "keep masks in the object's box grown by this factor, 0 = not (the paper)"),
     "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
+    "warm_steps": (500, 0, "steps at first in which only what the box teacher and holes in y teach is learned"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "pool_past": (False, None, "fakes are drawn from the pool as the steps before left it, not exchanged"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
@@ -157,7 +139,7 @@ class SEIGAN(nn.Module):
         hole, y_fill = (m.detach() >= 0.5).to(m), y
         if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
             m_y = torch.maximum(m_y, hole)  # as a soft one lets y through. The first U-Net learns from it alone
-            y_fill = losses.paste(self.G_inp.coarse_fill((1 - hole) * y, hole, noise_inp[n:]), y, hole)
+            y_fill = self.filled(y, hole, noise_inp[n:])
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
         x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
@@ -166,6 +148,10 @@ class SEIGAN(nn.Module):
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
         y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
         return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_fill, hole)
+
+    def filled(self, y, hole, noise):
+        """y, its `hole` (N, 1, H, W) of 0 and 1 = cut out filled by G_inp's first U-Net."""
+        return losses.paste(self.G_inp.coarse_fill((1 - hole) * y, hole, noise), y, hole)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -291,7 +277,7 @@ class Trainer:
 
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
-        lr, beta1, lr_seg, pool_size, pool_past: see running/train_options.py and `OPTIONS`.
+        lr, beta1, lr_seg, pool_size, pool_past, warm_steps: see running/train_options.py and `OPTIONS`.
         seed: of noise, augmentation and pools.
         ema: mean age of the averaged generators' weights, as a share of the steps so far, up to 0.5; 0 = no average.
         diffaug: whether discriminators see images through `losses.augment`.
@@ -301,11 +287,11 @@ class Trainer:
     """
 
     def __init__(self, model, lr=2e-4, lr_seg=0.4, beta1=0.5, pool_size=50, ema=0.2, diffaug=True, seed=0, amp=False,
-                 share=lambda parameters: None, pool_past=False):
+                 share=lambda parameters: None, pool_past=False, warm_steps=0):
         if not 0 <= ema <= 0.5:
             raise ValueError(f"ema must be from 0 to 0.5, got {ema}")
         self.model, self.ema, self.diffaug, self.amp, self.share = model, ema, diffaug, amp, share
-        self.step, self.teacher = 0, None
+        self.step, self.warm_steps, self.teacher = 0, warm_steps, None
         generators, self.discriminators = (nn.ModuleList(model.networks(names).values()) for names in
                                       (model.GENERATORS, model.DISCRIMINATORS))
         # Deviation: G_seg has a rate of its own.
@@ -327,12 +313,15 @@ class Trainer:
         x, y, box, model = batch["x"], batch["y"], batch["box"], self.model
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):
             group["lr"] = group["initial_lr"] * lr_factor
+        if self.step < self.warm_steps and self.teaches():
+            return self.warm_step(x, y, box)
 
         # generators: the discriminators only pass gradients on
         self.discriminators.requires_grad_(False)
         with self.autocast():
             s = model.swap(x, y, box, self.rng)
-            terms = model.generator_losses(x, y, s, self.look) | self.taught(x, box)
+            terms = model.generator_losses(x, y, s, self.look)
+            terms |= self.taught(x, box)[1] if self.teaches() else {}
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         applied = losses.update(self.opt_G, total, self.share)
 
@@ -342,20 +331,36 @@ class Trainer:
         with self.autocast():
             d_terms = model.discriminator_losses(x, y, fakes, self.look)
         applied = applied and losses.update(self.opt_D, sum(d_terms.values()), self.share)  # l_bg_disc + l_obj_disc
+        return self.finish(terms | {"total": total} | d_terms, applied, s.m, box)
 
+    def warm_step(self, x, y, box):
+        """One update by the two terms whose targets need no adversary: a fifth of the time, for as good a mask."""
+        # Deviation: the paper's loop begins at once, with masks that say nothing yet.
+        with self.autocast():
+            m, terms = self.taught(x, box)
+            if self.model.lambdas["fill"]:
+                hole = (m.detach() >= 0.5).to(m)
+                noise = torch.randn(m.shape, generator=self.rng, device=m.device, dtype=y.dtype)
+                terms["fill"] = losses.hole_mae(self.model.filled(y, hole, noise), y, hole)
+        total = sum(self.model.lambdas[k] * term for k, term in terms.items())
+        return self.finish(terms | {"total": total}, losses.update(self.opt_G, total, self.share), m, box)
+
+    def finish(self, log, applied, m, box):
+        """Count the step, follow the generators if it was applied; what `train_step` returns."""
         self.step += 1
         if applied and self.ema:
-            for name in model.GENERATORS:
-                losses.average(self.averaged.get_submodule(name), model.get_submodule(name), self.step, self.ema)
-        log = terms | {"total": total} | d_terms | losses.mask_figures(s.m, model.allowed(box, s.m))
-        return {k: v.detach() for k, v in log.items()} | {"skipped": total.new_tensor(float(not applied))}
+            for name in self.model.GENERATORS:
+                losses.average(self.averaged.get_submodule(name), self.model.get_submodule(name), self.step, self.ema)
+        log = log | losses.mask_figures(m, self.model.allowed(box, m))
+        return {k: v.detach() for k, v in log.items()} | {"skipped": m.new_tensor(float(not applied))}
+
+    def teaches(self):
+        return self.teacher and self.model.lambdas["teach"]
 
     def taught(self, x, box):
-        """{"teach": masks against the teacher's, of x in other colours, lest its mistakes are learned by heart}."""
-        if not self.teacher or not self.model.lambdas["teach"]:
-            return {}
+        """m of x in other colours, lest the teacher's mistakes are learned by heart, and {"teach": m against its}."""
         m = self.model.mask(losses.recolour(x, self.rng), self.model.boxes(box, len(x)))
-        return {"teach": losses.cross_entropy(m, self.label(x, box))}
+        return m, {"teach": losses.cross_entropy(m, self.label(x, box))}
 
     def label(self, x, box):
         """The box teacher's masks: at first of the box alone, from step 100 on of what the averaged G_seg says."""
@@ -370,15 +375,10 @@ class Trainer:
 
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""
-        return {
-            "step": self.step,
-            "networks": self.model.state(),
-            "averaged": self.averaged.state(self.model.GENERATORS) if self.ema else {},
-            "opt_G": self.opt_G.state_dict(),
-            "opt_D": self.opt_D.state_dict(),
-            "pools": {k: pool.state_dict() for k, pool in self.pools.items()},
-            "rng": self.rng.get_state(),
-        }
+        return {"step": self.step, "networks": self.model.state(), "opt_G": self.opt_G.state_dict(),
+                "averaged": self.averaged.state(self.model.GENERATORS) if self.ema else {},
+                "opt_D": self.opt_D.state_dict(), "rng": self.rng.get_state(),
+                "pools": {k: pool.state_dict() for k, pool in self.pools.items()}}
 
     def load_state_dict(self, state):
         """Restore what `state_dict` gave, onto the model's device."""
@@ -432,7 +432,7 @@ def build_trainer(model, args, device, rank=0):
     """The `Trainer` of a model, with what the options say."""
     return Trainer(model.to(device), lr=args.lr, lr_seg=args.lr_seg, beta1=args.beta1, pool_size=args.pool_size,
                    ema=args.ema, diffaug=not args.no_diffaug, seed=args.seed + 1_000_000 * rank, amp=args.amp,
-                   pool_past=args.pool_past)
+                   pool_past=args.pool_past, warm_steps=args.warm_steps)
 
 
 def vgg_state(file, taps):

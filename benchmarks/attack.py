@@ -43,7 +43,7 @@ from benchmarks.files import ROOT
 
 SECONDS, PATIENCE, MEMORY = 20, 120, 2**30  # of computing, in all, and bytes
 TINY = ("--gpu -1 --size 32 --ngf 4 --ndf 4 --n_layers_D 3 --seg_blocks 1 --batch_size 2 --num_threads 0 "
-        "--print_freq 1").split()
+        "--print_freq 1 --warm_steps 1").split()
 NEW = ("train", "--dataroot", "data", *TINY, "--n_epochs", "1", "--name")
 TRAIN, OTHER = (*NEW, "run"), (*NEW, "other")
 RESUME = ("train", "--name", "run", "--resume", "--gpu", "-1", "--n_epochs", "2")

@@ -44,15 +44,15 @@ class Ranks:
         return items
 
     def average_gradients(self, parameters):
-        """Make each gradient its mean over the processes: one message for all, zeros where there is none."""
+        """Make each gradient its mean over the processes, in one message. Where there is none, as in all processes of a
+        step that asks nothing of a network, there stays none: with zeros Adam would count the step."""
         if self.count == 1:
             return
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.flatten() for p in parameters])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for p, gradient in zip(parameters, flat.div_(self.count).split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(gradient.view_as(p))
+        for old, new in zip(gradients, flat.div_(self.count).split([g.numel() for g in gradients]), strict=True):
+            old.copy_(new.view_as(old))
 
     def close(self):
         if self.started:

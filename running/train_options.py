@@ -17,9 +17,9 @@ DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg
 # What --paper changes: all that the paper does otherwise, or does not have (docs/reproduce.md); and CycleGAN's
 # schedule, half of the epochs at the full rate and half of decay. λ3 is for sums at 128 px.
 PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, no_flip=True, ema=0.0, amp=False,
-             crf_bias=0.0, head_bias=0.0, lr_seg=1.0, seg_transposed=True, enh_direct=True, inp_direct=True,
-             grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0, lambda_inp2=1.0,
-             lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
+             crf_bias=0.0, warm_steps=0, head_bias=0.0, lr_seg=1.0, seg_transposed=True, enh_direct=True,
+             inp_direct=True, grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0,
+             lambda_inp2=1.0, lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
 PAPERS = dict.fromkeys(("seigan", "nocycle", "supervised"), PAPER)  # the methods that the paper has
 # Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "config", "device", "checkpoints_dir", "num_threads", "n_epochs",

@@ -166,7 +166,7 @@ def test_which_networks_a_term_moves(term, vgg19_state):
     x, y = images()
     trainer, box = trainer_of(model), torch.tensor([BOX] * 2)
     trainer.teacher = crf.teach
-    terms = model.generator_losses(x, y, model.swap(x, y, box, trainer.rng)) | trainer.taught(x, box)
+    terms = model.generator_losses(x, y, model.swap(x, y, box, trainer.rng)) | trainer.taught(x, box)[1]
     model.zero_grad()
     terms[term].backward()
     moved = {name for name in SEIGAN.GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
@@ -617,13 +617,47 @@ def test_the_teacher_is_asked_of_the_box_first_then_of_the_average_and_moves_g_s
     assert moved == {"G_seg"}
 
 
+def test_at_first_only_what_needs_no_adversary_is_learned():
+    """A warm step: G_seg from the teacher, G_inp's first U-Net from a hole of the mask's shape in y; then the loop."""
+    trainer, (x, y), box = Trainer(tiny().double(), warm_steps=1), images(dtype=torch.double), torch.tensor([BOX] * 2)
+    label = (x[:, :1] > 0).double()
+    trainer.teacher = lambda x, box, m: label
+    rng, model, before = torch.Generator(), trainer.model, copy.deepcopy(trainer.model.state())
+    rng.set_state(trainer.rng.get_state())
+    with torch.no_grad():
+        model.G_seg.head.bias.fill_(0.0)  # so that some of the mask is object
+        m = model.mask(losses.recolour(x, rng), box)
+        hole = (m >= 0.5).double()
+        noise = torch.randn((2, 1, 16, 16), generator=rng, dtype=torch.double)
+        first = model.G_inp((1 - hole) * y, hole, noise)[1]
+        fill = ((first - y).abs() * hole).mean()
+    before = copy.deepcopy(model.state())
+    log = trainer.train_step(batch_of(x, y))
+    assert {"teach", "fill", "total"} == {k for k in log if k in (*LAMBDAS, "total", "D_obj", "D_bg")}
+    assert 0 < hole.mean() < 1 and log["fill"].item() == pytest.approx(fill.item(), rel=1e-9)
+    assert log["total"].item() == pytest.approx(30 * log["teach"].item() + 15 * log["fill"].item())
+    moved = {f"{name}.{key.split('.')[0]}" for name, net in model.state().items() for key in net
+             if not torch.equal(net[key], before[name][key])}
+    assert {name.split(".")[0] for name in moved} == {"G_seg", "G_inp"}
+    assert {name for name in moved if name.startswith("G_inp")} == {"G_inp.first"}
+    assert "D_bg" in trainer.train_step(batch_of(x, y)) and trainer.step == 2
+
+
+def test_without_a_teacher_no_step_is_warm():
+    trainer = Trainer(tiny(), warm_steps=5)
+    assert "D_bg" in trainer.train_step(batch_of(*images()))
+    trainer = Trainer(tiny(lambdas={"teach": 0.0}), warm_steps=5)
+    trainer.teacher = lambda x, box, m: 1 / 0
+    assert "D_bg" in trainer.train_step(batch_of(*images()))
+
+
 def test_the_teacher_s_term_is_the_cross_entropy_of_masks_of_x_in_other_colours():
     trainer, x, box = Trainer(tiny().double()), images(dtype=torch.double)[0], torch.tensor([BOX] * 2)
     label = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.double)
     trainer.teacher = lambda x, box, m: label
     rng = torch.Generator()
     rng.set_state(trainer.rng.get_state())
-    term = trainer.taught(x, box)["teach"]
+    term = trainer.taught(x, box)[1]["teach"]
     m = trainer.model.G_seg(losses.recolour(x, rng)) * box_mask(box, 16, 16, 1.1).double()
     expected = -(label * m.log().clamp(min=-100) + (1 - label) * (1 - m).log().clamp(min=-100)).mean()  # 0 outside
     assert term.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -24,7 +24,7 @@ from running.checkpoint import load_checkpoint, load_model
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ("--gpu -1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --unet_downs 2 --batch_size 2 "
-         "--num_threads 0 --n_epochs 1 --n_epochs_decay 1 --print_freq 2 --val_freq 3 --display_freq 4 "
+         "--warm_steps 2 --num_threads 0 --n_epochs 1 --n_epochs_decay 1 --print_freq 2 --val_freq 3 --display_freq 4 "
          "--save_latest_freq 3")
 
 
