@@ -199,8 +199,8 @@ def test_paper_sets_what_the_paper_says(tmp_path):
     assert {k: v for k, v in given.items() if v != plain[k]} == dict(
         paper=True, box_prior=0, lambda_teach=0, lambda_fill=0, no_diffaug=True, no_flip=True, ema=0, amp=False,
         crf_bias=0, warm_steps=0, head_bias=0, lr_seg=1, seg_transposed=True, enh_direct=True, inp_direct=True,
-        grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, n_epochs=100, n_epochs_decay=100, lambda_inp=1, lambda_inp2=1,
-        lambda_bg_texture=1e-4, lambda_bg_perc=1, lambda_obj_perc=1)
+        grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, n_epochs=100, n_epochs_decay=100, lambda_inp=1,
+        lambda_inp2=1, lambda_bg_texture=1e-4, lambda_bg_perc=1, lambda_obj_perc=1)
 
 
 @pytest.mark.parametrize("given,name,value", [
