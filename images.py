@@ -25,7 +25,7 @@ except ImportError:
 OBJECT, VOID = 255, 128  # values in a mask file, 0 = background; void is neither and is not scored
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF",  # Pillow has others, and starts Ghostscript for one of them
-           *["AVIF"] * ("avif" in features.get_supported_modules()), *["HEIF"] * bool(pillow_heif))
+           *["AVIF"] * ("avif" in features.modules and features.check("avif")), *["HEIF"] * bool(pillow_heif))
 # what reads images of these kinds, by which their files begin, where it is absent
 NEEDED = {b"ftypavif": "Pillow 11.3 or later", **dict.fromkeys(
     (b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),

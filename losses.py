@@ -1,34 +1,14 @@
 """The losses of SEIGAN, one pure function per equation (§3.1-3.4), and what a training step does with them.
 
-In this order: the λs; the coarse paste and the losses; other views of images; the pool for experience replay; the
-update of an optimiser; figures that show a collapsed mask. Losses are scalar tensors, unweighted, every reduction is a
-mean. This file needs torch only and can be copied out alone.
+In this order: the coarse paste and the losses; other views of images; the pool for experience replay;
+the update of an optimiser; figures that show a collapsed mask. Losses are scalar tensors, every reduction is a mean.
+Weights (the λs) belong to the caller. This file needs torch only and can be copied out alone.
 """
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-# λ1..λ11 (§3.4) under the names of their terms.
-# Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
-LAMBDAS = {
-    "inp": 0.1,  # λ1, l_inp_GAN
-    "inp2": 0.1,  # λ2, l_inp2_GAN
-    "bg_texture": 0.0,  # λ3, l_bg_texture
-    "bg_perc": 0.0,  # λ4, l_bg_perc
-    "bg_mae": 5.0,  # λ5, l_bg_MAE
-    "obj_perc": 0.0,  # λ6, l_obj_perc
-    "obj_mae": 1.0,  # λ7, l_obj_MAE
-    "coarse": 3.0,  # λ8, l_coarse_GAN
-    "enh": 3.0,  # λ9, l_enh_GAN
-    "id_obj": 1.0,  # λ10, l_obj_id
-    "id_bg": 3.0,  # λ11, l_bg_id
-    "teach": 30.0,  # Deviation: ours, what the box teacher (crf.py) says of m, x seen in other colours
-    "fill": 15.0,  # Deviation: ours, a hole cut out of y and filled by G_inp's first U-Net, against y
-}
-VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
-NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 
 
 def paste(x, y, m):

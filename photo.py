@@ -21,17 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
-from crops.detector import load_detector
-from images import UserError, printable, written_whole
-from photos import boxes, edit, export, files, jobs
+from photos import files
 from running import options
-from running.card import model_card
-from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
-from running.folder import alone_in
 from running.options import names, number, numbers, whole
-from running.origin import revision
 
 COMMANDS = {"cut": "the object alone, with soft edges, and its mask", "remove": "the photograph without the object",
             "paste": "the object on a background", "move": "the object elsewhere in its photograph"}
@@ -111,6 +103,20 @@ def add_options(parser, command):
     one("--dilate", type=whole(0, MOST_PX), metavar="PX",
         help=f"widen the mask, px of the photograph [{widened[command]}]")
     one("--erode", type=whole(0, MOST_PX), metavar="PX", help="narrow the mask, px of the photograph")
+
+
+if __name__ == "__main__":
+    options.answer_help("photo.py", lambda argv: get_args_parser().parse_args(argv))  # as torch takes seconds to import
+
+from tqdm import tqdm
+
+from crops.detector import load_detector
+from images import UserError, printable, written_whole
+from photos import boxes, edit, export, jobs
+from running.card import model_card
+from running.checkpoint import build_model, load_checkpoint, load_model, save_checkpoint, shared
+from running.folder import alone_in
+from running.origin import revision
 
 
 def edit_photographs(args):

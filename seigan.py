@@ -15,10 +15,13 @@ from torch import nn
 
 import losses
 import networks
-from losses import LAMBDAS, NO_VGG, VGG_TERMS
 
+VGG_TERMS = ("bg_texture", "bg_perc", "obj_perc")
+NO_VGG = dict.fromkeys(VGG_TERMS, 0.0)
 NEEDS = ("backgrounds",)
 # Options of `python train.py` as running/methods.py wants them: {name: (default, least value, help)}.
+# λ1..λ11 (§3.4) have the names of their terms.
+# Deviation: λ3, which the printed total leaves out, is there; it and the other VGG-19 terms are 0 until asked for.
 OPTIONS = {
     "ngf": (64, 1, "channels of the generators' first layers"),
     "ndf": (64, 1, "channels of the discriminators' first layers"),
@@ -38,17 +41,27 @@ OPTIONS = {
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "pool_past": (False, None, "fakes are drawn from the pool as the steps before left it, not exchanged"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
-    **{f"lambda_{term}": (value, 0.0, f"λ{i} of the paper" * (i < 12) + "ours" * (i > 11)
-       + ", needs VGG-19" * (term in VGG_TERMS))
-       for i, (term, value) in enumerate(LAMBDAS.items(), 1)},
+    "lambda_inp": (0.1, 0.0, "λ1 of the paper"),  # l_inp_GAN
+    "lambda_inp2": (0.1, 0.0, "λ2 of the paper"),  # l_inp2_GAN
+    "lambda_bg_texture": (0.0, 0.0, "λ3 of the paper, needs VGG-19"),  # l_bg_texture
+    "lambda_bg_perc": (0.0, 0.0, "λ4 of the paper, needs VGG-19"),  # l_bg_perc
+    "lambda_bg_mae": (5.0, 0.0, "λ5 of the paper"),  # l_bg_MAE
+    "lambda_obj_perc": (0.0, 0.0, "λ6 of the paper, needs VGG-19"),  # l_obj_perc
+    "lambda_obj_mae": (1.0, 0.0, "λ7 of the paper"),  # l_obj_MAE
+    "lambda_coarse": (3.0, 0.0, "λ8 of the paper"),  # l_coarse_GAN
+    "lambda_enh": (3.0, 0.0, "λ9 of the paper"),  # l_enh_GAN
+    "lambda_id_obj": (1.0, 0.0, "λ10 of the paper"),  # l_obj_id
+    "lambda_id_bg": (3.0, 0.0, "λ11 of the paper"),  # l_bg_id
+    "lambda_teach": (30.0, 0.0, "ours"),  # Deviation: what the box teacher (crf.py) says of m, x seen in other colours
+    "lambda_fill": (15.0, 0.0, "ours"),  # Deviation: a hole cut out of y and filled by G_inp's first U-Net, against y
     "gram_sum": (False, None, "Gram matrices as sums, not divided by C·H·W"),
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
+LAMBDAS = {name.removeprefix("lambda_"): value for name, (value, *_) in OPTIONS.items() if name.startswith("lambda_")}
 
 
 class Swap(NamedTuple):
     """Every image and mask of the two swaps (§3.1, Fig. 2)."""
-
     m: torch.Tensor  # G_seg(x)
     z: torch.Tensor  # m*x + (1-m)*y
     y_hat: torch.Tensor  # G_enh(z): the object on B_y
@@ -59,7 +72,7 @@ class Swap(NamedTuple):
     y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
     x_id: torch.Tensor | None = None  # G_enh(x)
     y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
-    y_fill: torch.Tensor | None = None  # y, its hole filled by G_inp's first U-Net
+    y_fill: torch.Tensor | None = None  # what G_inp's first U-Net puts into the hole in y
     hole: torch.Tensor | None = None  # m as 0 and 1, without gradients
 
 
@@ -86,8 +99,7 @@ class SEIGAN(nn.Module):
         super().__init__()
         if len(box) != 4:
             raise ValueError(f"box must be left, top, width, height, got {box!r}")
-        unknown = set(lambdas or ()) - set(LAMBDAS)
-        if unknown:
+        if unknown := set(lambdas or ()) - set(LAMBDAS):
             raise ValueError(f"unknown loss terms {sorted(unknown)}; the terms are {', '.join(LAMBDAS)}")
         self.lambdas = LAMBDAS | dict(lambdas or {})
         self.config = dict(size=size, ngf=ngf, ndf=ndf, n_layers_D=n_layers_D, seg_blocks=seg_blocks,
@@ -139,7 +151,7 @@ class SEIGAN(nn.Module):
         hole, y_fill = (m.detach() >= 0.5).to(m), y
         if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
             m_y = torch.maximum(m_y, hole)  # as a soft one lets y through. The first U-Net learns from it alone
-            y_fill = self.filled(y, hole, noise_inp[n:])
+            y_fill = self.G_inp.coarse_fill((1 - hole) * y, hole, noise_inp[n:])
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
         x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
@@ -148,10 +160,6 @@ class SEIGAN(nn.Module):
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
         y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
         return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_fill, hole)
-
-    def filled(self, y, hole, noise):
-        """y, its `hole` (N, 1, H, W) of 0 and 1 = cut out filled by G_inp's first U-Net."""
-        return losses.paste(self.G_inp.coarse_fill((1 - hole) * y, hole, noise), y, hole)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -183,10 +191,8 @@ class SEIGAN(nn.Module):
         return {k: v for k, v in terms.items() if self.lambdas[k]}
 
     def discriminator_losses(self, x, y, fakes, look=nn.Identity()):  # noqa: B008 - it has no state
-        """Both discriminators' losses (§3.4): {"D_obj": scalar tensor, "D_bg": scalar tensor}.
-
-        x, y: (N, 3, H, W), the real images; fakes: {name of FAKES: (N, 3, H, W)}, detached; look: as above.
-        """
+        """Both discriminators' losses (§3.4), {"D_obj", "D_bg": scalar tensor}. x, y: (N, 3, H, W), the real images;
+        fakes: {name of FAKES: (N, 3, H, W)}, detached; look: as above."""
         d_x, d_y_hat, d_z = self.D_obj(look(torch.cat([x, fakes["y_hat"], fakes["z"]]))).chunk(3)
         d_y, d_x_hat, d_y_hat2 = self.D_bg(look(torch.cat([y, fakes["x_hat"], fakes["y_hat2"]]))).chunk(3)
         return {"D_obj": losses.gan_discriminator(d_x, d_y_hat, d_z),
@@ -230,8 +236,7 @@ class SEIGAN(nn.Module):
 
     @torch.no_grad()
     def enhance(self, z, seed=0):
-        """y_hat = G_enh(z): a coarse paste z (N, 3, H, W) in [-1, 1] -> the same. The noise depends on `seed` alone, so
-        a call is repeatable and the batch size does not matter."""
+        """y_hat = G_enh(z): a coarse paste z (N, 3, H, W) in [-1, 1] -> the same. `seed` alone decides its noise."""
         return self.G_enh(z, networks.fixed_noise(z, seed))
 
     @torch.no_grad()
@@ -277,11 +282,9 @@ class Trainer:
 
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
-        lr, beta1, lr_seg, pool_size, pool_past, warm_steps: see running/train_options.py and `OPTIONS`.
+        lr, beta1, ema, amp: see running/train_options.py; lr_seg, pool_size, pool_past, warm_steps: see `OPTIONS`.
         seed: of noise, augmentation and pools.
-        ema: mean age of the averaged generators' weights, as a share of the steps so far, up to 0.5; 0 = no average.
         diffaug: whether discriminators see images through `losses.augment`.
-        amp: whether convolutions run in bfloat16; weights, masks, images and losses stay in float32.
         share: called with the parameters after each backward pass, to average gradients over processes.
         teacher (an attribute): (x, box, mask or None) -> labels for m, `crf.teach` for one; None = no teacher.
     """
@@ -299,9 +302,8 @@ class Trainer:
         self.opt_D = losses.adam({self.discriminators: lr}, beta1)
         self.pools = {k: losses.ReplayPool(pool_size, seed + i, pool_past) for i, k in enumerate(model.FAKES)}
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
-        # Deviation: tests use averaged generators.
         shared = {id(network): network for network in (*self.discriminators, model.vgg)}
-        self.averaged = copy.deepcopy(model, shared).requires_grad_(False) if ema else model
+        self.averaged = copy.deepcopy(model, shared).requires_grad_(False) if ema else model  # Deviation: for tests
 
     def train_step(self, batch, lr_factor=1.0):
         """One update of the generators, then one of the discriminators (§3.4).
@@ -313,15 +315,14 @@ class Trainer:
         x, y, box, model = batch["x"], batch["y"], batch["box"], self.model
         for group in (*self.opt_G.param_groups, *self.opt_D.param_groups):
             group["lr"] = group["initial_lr"] * lr_factor
-        if self.step < self.warm_steps and self.teaches():
+        if self.step < self.warm_steps and self.teaches():  # Deviation: the paper's loop begins at once
             return self.warm_step(x, y, box)
 
         # generators: the discriminators only pass gradients on
         self.discriminators.requires_grad_(False)
         with self.autocast():
             s = model.swap(x, y, box, self.rng)
-            terms = model.generator_losses(x, y, s, self.look)
-            terms |= self.taught(x, box)[1] if self.teaches() else {}
+            terms = model.generator_losses(x, y, s, self.look) | (self.taught(x, box)[1] if self.teaches() else {})
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         applied = losses.update(self.opt_G, total, self.share)
 
@@ -334,14 +335,13 @@ class Trainer:
         return self.finish(terms | {"total": total} | d_terms, applied, s.m, box)
 
     def warm_step(self, x, y, box):
-        """One update by the two terms whose targets need no adversary: a fifth of the time, for as good a mask."""
-        # Deviation: the paper's loop begins at once, with masks that say nothing yet.
+        """One update by the two terms that need no adversary: as good masks as by all, in a fifth of the time."""
         with self.autocast():
             m, terms = self.taught(x, box)
             if self.model.lambdas["fill"]:
                 hole = (m.detach() >= 0.5).to(m)
                 noise = torch.randn(m.shape, generator=self.rng, device=m.device, dtype=y.dtype)
-                terms["fill"] = losses.hole_mae(self.model.filled(y, hole, noise), y, hole)
+                terms["fill"] = losses.hole_mae(self.model.G_inp.coarse_fill((1 - hole) * y, hole, noise), y, hole)
         total = sum(self.model.lambdas[k] * term for k, term in terms.items())
         return self.finish(terms | {"total": total}, losses.update(self.opt_G, total, self.share), m, box)
 
@@ -351,7 +351,7 @@ class Trainer:
         if applied and self.ema:
             for name in self.model.GENERATORS:
                 losses.average(self.averaged.get_submodule(name), self.model.get_submodule(name), self.step, self.ema)
-        log = log | losses.mask_figures(m, self.model.allowed(box, m))
+        log |= losses.mask_figures(m, self.model.allowed(box, m))
         return {k: v.detach() for k, v in log.items()} | {"skipped": m.new_tensor(float(not applied))}
 
     def teaches(self):

@@ -17,21 +17,7 @@ import os
 import sys
 import time
 
-import torch
-from tqdm import tqdm
-
-from data import Crops
-from evaluation import charts, page
-from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
-from evaluation.image_scores import FeatureNet
-from evaluation.mask_files import MaskFiles
-from images import UserError, open_image, save_png, written_whole
-from running import methods, options
-from running.checkpoint import build_model, load_checkpoint
-from running.folder import Lock, Made
-from running.origin import origin
-
-MADE = ".made"  # lists the files of an evaluation, finished or not
+from running import options
 
 
 def get_args_parser():
@@ -46,8 +32,8 @@ def get_args_parser():
              "square or as large as in masks_source; results go by --name [the folder's]")
     options.add_device(add)
     add("--batch_size", type=options.whole(1), default=16, help="images at a time in each thread")
-    add("--threads", type=options.whole(1), default=min(torch.get_num_threads(), 4),
-        help="batches in work at once, each in a thread of its own; as many as cores up to 4 [%(default)s]")
+    add("--threads", type=options.whole(1),
+        help="batches in work at once, each in a thread of its own [as many as cores, up to 4]")
     add("--seed", type=options.whole(), default=0, help="of the noise and of which background goes with which object")
     add("--sheet_rows", type=options.whole(1), default=12, help="images on the contact sheet, by name")
     add("--no_images", action="store_true", help="write figures and sheets only, no folders of PNGs")
@@ -57,10 +43,31 @@ def get_args_parser():
     return parser
 
 
+if __name__ == "__main__":
+    options.answer_help("test.py", get_args_parser().parse_args)  # here, as torch takes seconds to import
+
+import torch
+from tqdm import tqdm
+
+from data import Crops
+from evaluation import charts, page
+from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
+from evaluation.image_scores import FeatureNet
+from evaluation.mask_files import MaskFiles
+from images import UserError, open_image, save_png, written_whole
+from running import methods
+from running.checkpoint import build_model, load_checkpoint
+from running.folder import Lock, Made
+from running.origin import origin
+
+MADE = ".made"  # lists the files of an evaluation, finished or not
+
+
 def run(argv):
     """`python test.py ...`"""
     args, started = get_args_parser().parse_args(argv), time.perf_counter()
     device = options.pick_device(args.device)
+    args.threads = args.threads or min(torch.get_num_threads(), 4)
     model, crops, about = (from_files if args.masks else from_checkpoint)(args, device)
     check_names(crops)
     feature_net = FeatureNet(args.frechet_weights).to(device) if args.frechet_weights else None

@@ -19,6 +19,11 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 
+from running import options, train_options
+
+if __name__ == "__main__":
+    options.answer_help("train.py", train_options.parse)  # here, as torch takes seconds to import
+
 import torch
 from torchvision.utils import make_grid
 
@@ -28,7 +33,7 @@ from data import Crops, StepSampler, UnpairedCrops, batches, save_image
 from evaluation import page
 from evaluation.evaluate import validate
 from images import UserError
-from running import methods, options, origin, train_options
+from running import methods, origin
 from running.parallel import Ranks
 from running.run import Run
 from running.watch import catch_signals, leave_signals

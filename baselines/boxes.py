@@ -4,10 +4,11 @@ A method of running/methods.py.
 """
 import seigan
 from baselines import supervised
-from baselines.supervised import OPTIONS, Supervised, problem
+from baselines.supervised import Supervised, problem
 from images import UserError
 
-__all__ = ["OPTIONS", "Model", "build", "problem"]  # one command line serves SEIGAN and its baselines
+__all__ = ["Model", "build", "problem"]
+LIKE = "seigan"  # one command line serves SEIGAN and its baselines
 NEEDS = ()
 
 

@@ -41,10 +41,11 @@ OPTIONS = {
     "lambda_cons": (20.0, 0.0, "λ, of |m - S(xc)|"),
 }
 # 4,800 and 1,500 steps on the demo set, about 20 minutes of one free core
-DEFAULTS = dict(size=32, batch_size=16, n_epochs=126, lr=4e-4, no_diffaug=False, ngf=16, ndf=32)
+DEFAULTS = {"size": 32, "batch_size": 16, "n_epochs": 126, "lr": 4e-4, "no_diffaug": False, "ngf": 16, "ndf": 32}
 # an average of a fixed rate of .999 is a thousand steps old, of 58,500
-PAPER = dict(size=128, batch_size=90, first_epochs=450, n_epochs=900, n_epochs_decay=0, lr=2e-4, ema=0.02, amp=False,
-             nz=100, seg_ngf=64, authors_nets=True, no_diffaug=True, lambda_cons=2.0)
+PAPER = {"size": 128, "batch_size": 90, "first_epochs": 450, "n_epochs": 900, "n_epochs_decay": 0, "lr": 2e-4,
+         "ema": 0.02, "amp": False, "nz": 100, "seg_ngf": 64, "authors_nets": True, "no_diffaug": True,
+         "lambda_cons": 2.0}
 SIZES = ("ngf", "ndf", "nz", "head_width", "head_blocks", "mask_blocks", "seg_ngf", "authors_nets")
 LAST = 1e-9  # as `ema`: an average that is the last weights alone
 SAMPLES = 16  # images that G makes at a time to be looked at

@@ -17,7 +17,8 @@ from baselines.comgan import NEEDS, ComGAN, problem
 from baselines.comgan_networks import CodedGenerator, Discriminator
 
 __all__ = ["NEEDS", "Model", "build", "problem"]
-OPTIONS = comgan.OPTIONS | {
+LIKE = "comgan"
+OPTIONS = {
     "head_width": (24, 1, "channels of the generator's heads"),
     "head_blocks": (1, 0, "residual blocks of the heads F and B"),
     "lambda_binary": (0.0, 0.0, "β, of the generated masks' entropy; it rises over a third of the first stage"),
@@ -26,8 +27,7 @@ OPTIONS = comgan.OPTIONS | {
     "lambda_info": (1.0, 0.0, "of D_f's and D_b's cross-entropies"),
     "tied_codes": (False, None, "b is f, as in the authors' code"),
 }
-DEFAULTS = comgan.DEFAULTS
-PAPER = comgan.PAPER | dict(head_width=128, head_blocks=2, mask_blocks=1, n_codes=200, ndf_info=64)
+PAPER = {"head_width": 128, "head_blocks": 2, "mask_blocks": 1, "n_codes": 200, "ndf_info": 64}
 SIZES = (*comgan.SIZES, "n_codes", "ndf_info", "tied_codes")
 
 

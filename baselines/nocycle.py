@@ -5,12 +5,12 @@ A method of running/methods.py.
 import torch
 
 import losses
-import seigan
 from seigan import LAMBDAS, NEEDS, SEIGAN, Swap, build_trainer, model_config
 
-__all__ = ["NEEDS", "OPTIONS", "Model", "build", "problem"]  # one command line serves SEIGAN and its baselines
+__all__ = ["NEEDS", "Model", "build", "problem"]
 TERMS = ("coarse", "enh")
-OPTIONS = seigan.OPTIONS | {"lr_seg": (0.4, 0.0, "factor on --lr for G_seg")}  # without a teacher a lower rate
+LIKE = "seigan"  # one command line serves SEIGAN and its baselines
+OPTIONS = {"lr_seg": (0.4, 0.0, "factor on --lr for G_seg")}  # without a teacher a lower rate
 
 
 class NoCycle(SEIGAN):

@@ -40,11 +40,12 @@ OPTIONS = {
     "no_diffaug": (False, None, "the discriminator sees images as they are, not augmented"),
 }
 # chosen by the logs of short runs on drawn planes: with short codes and a slow F, δ reads the codes before masks move
-DEFAULTS = dict(size=32, batch_size=16, n_epochs=100, lr=4e-4, beta1=0.0, no_diffaug=False)
+DEFAULTS = {"size": 32, "batch_size": 16, "n_epochs": 100, "lr": 4e-4, "beta1": 0.0, "no_diffaug": False}
 # The paper's Flowers and CUB; its LFW has ch_G 64 and lambda_z 15. 100 epochs of CUB are the 40,000 steps after which,
 # the authors say, at the latest to stop.
-PAPER = dict(size=128, batch_size=25, n_epochs=100, n_epochs_decay=0, lr=1e-4, ema=0.0, amp=False, no_flip=True, nz=32,
-             nf=64, ch_G=32, ch_D=64, ch_delta=64, attention=True, lr_F=0.1, no_diffaug=True)
+PAPER = {"size": 128, "batch_size": 25, "n_epochs": 100, "n_epochs_decay": 0, "lr": 1e-4, "ema": 0.0, "amp": False,
+         "no_flip": True, "nz": 32, "nf": 64, "ch_G": 32, "ch_D": 64, "ch_delta": 64, "attention": True, "lr_F": 0.1,
+         "no_diffaug": True}
 BETA2, DECAY = 0.9, 1e-4  # Adam's, and the weight decay of F, which has no spectral norm
 LOOKS = 3  # codes for each region in `ReDO.pictures`
 

@@ -7,9 +7,9 @@ import copy
 import torch
 
 import losses
-from seigan import OPTIONS, SEIGAN, model_config
+from seigan import SEIGAN, model_config
 
-__all__ = ["OPTIONS", "Model", "build", "problem"]  # one command line serves SEIGAN and its baselines
+LIKE = "seigan"  # one command line serves SEIGAN and its baselines
 NEEDS = ("masks",)
 
 

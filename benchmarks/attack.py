@@ -35,12 +35,9 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision import models
 
-from benchmarks.files import ROOT
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS, PATIENCE, MEMORY = 20, 120, 2**30  # of computing, in all, and bytes
 TINY = ("--gpu -1 --size 32 --ngf 4 --ndf 4 --n_layers_D 3 --seg_blocks 1 --batch_size 2 --num_threads 0 "
         "--print_freq 1 --warm_steps 1").split()
@@ -139,6 +136,9 @@ def write_photos(folder, numbers, table):
 
 def write_base(folder):
     """A small set of all that the commands read, in `folder`; beside it, in victim/, what nobody may touch."""
+    import torch  # here and below: --help does without it
+    from torchvision import models
+
     write_photos(folder / "more", range(4, 8), folder / "more")
     write_photos(folder / "photos", range(4), folder / "boxes")
     (folder.parent / "victim").mkdir()
@@ -260,6 +260,8 @@ def alone(words, folder, work):
 def fingerprint(folder):
     """{file: digest} of what the same commands always write alike: of checkpoints weights and step, of logs the losses,
     of pages what does not come from a log, of metrics.json no revision; no locks."""
+    import torch
+
     found = {}
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"):
         content = path.read_bytes()
@@ -413,6 +415,8 @@ def run(argv=None):
     parser.add_argument("--races", type=int, default=20, help="of each two commands")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    import torch
+
     torch.set_num_threads(1)
     for command in COMMANDS:
         importlib.import_module(command)

@@ -18,6 +18,30 @@ import tempfile
 import time
 from statistics import median
 
+from running.options import answer_help
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    crops = commands.add_parser("crops", help="python prepare.py coco against decoding and resizing")
+    crops.add_argument("--images", required=True, help="folder that the file names refer to")
+    crops.add_argument("--annotations", required=True, help="COCO instances JSON")
+    crops.add_argument("--processes", type=int, default=2, help="of either")
+    test = commands.add_parser("test", help="python test.py against the networks alone")
+    test.add_argument("--crops", type=int, default=1000, help="test crops")
+    test.add_argument("--size", type=int, default=64, help="px, side of the model's images")
+    test.add_argument("--ngf", type=int, default=16, help="channels of the generators")
+    test.add_argument("--seg_blocks", type=int, default=4, help="residual blocks of G_seg")
+    test.add_argument("--batch_size", type=int, default=16, help="images at a time")
+    for command in (crops, test):
+        command.add_argument("--repeats", type=int, default=5, help="turns")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help("benchmarks.files", get_args_parser().parse_args)  # here, as torch takes seconds to import
+
 import torch
 from PIL import Image
 
@@ -168,24 +192,8 @@ def bench_test(args, _):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    crops = commands.add_parser("crops", help="python prepare.py coco against decoding and resizing")
-    crops.add_argument("--images", required=True, help="folder that the file names refer to")
-    crops.add_argument("--annotations", required=True, help="COCO instances JSON")
-    crops.add_argument("--processes", type=int, default=2, help="of either")
-    crops.set_defaults(run=bench_crops)
-    test = commands.add_parser("test", help="python test.py against the networks alone")
-    test.add_argument("--crops", type=int, default=1000, help="test crops")
-    test.add_argument("--size", type=int, default=64, help="px, side of the model's images")
-    test.add_argument("--ngf", type=int, default=16, help="channels of the generators")
-    test.add_argument("--seg_blocks", type=int, default=4, help="residual blocks of G_seg")
-    test.add_argument("--batch_size", type=int, default=16, help="images at a time")
-    test.set_defaults(run=bench_test)
-    for command in (crops, test):
-        command.add_argument("--repeats", type=int, default=5, help="turns")
-    args, options = parser.parse_known_args()
-    args.run(args, options)
+    args, options = get_args_parser().parse_known_args()
+    {"crops": bench_crops, "test": bench_test}[args.command](args, options)
 
 
 if __name__ == "__main__":

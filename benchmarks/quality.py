@@ -16,12 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from data import Crops
 from evaluation import charts
-from evaluation.evaluate import evaluate, summarise
 from images import UserError, written_whole
 from running import methods
-from running.checkpoint import build_model, load_checkpoint
 from running.options import command, make_parser, number, whole
 
 PROG = "python -m benchmarks.quality"
@@ -67,6 +64,10 @@ def train(method, args, rest, folder):
 
 def curve(run, args):
     """The `Point`s of a run, of every checkpoint that segments, by step."""
+    from data import Crops  # here, as they import torch, and --help need not wait for it
+    from evaluation.evaluate import evaluate, summarise
+    from running.checkpoint import build_model, load_checkpoint
+
     log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     minutes, found = clock(map(json.loads, log), args.batch_size), []
     for path in sorted([*run.glob("step_*.pt"), run / "latest.pt"]):

@@ -19,15 +19,7 @@ import tempfile
 import time
 from multiprocessing import get_context
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from benchmarks.literal import LiteralTrainer
-from crops import demo
-from data import Crops, StepSampler, UnpairedCrops, batches
-from networks import depth
-from running.options import add_device, has_bfloat16, make_parser, number, pick_device, whole
-from seigan import SEIGAN, Trainer
+from running.options import add_device, answer_help, has_bfloat16, make_parser, number, pick_device, whole
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)
@@ -36,7 +28,7 @@ SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=0)
 PARTS = ("steps", "inference", "data", "startup", "flops")
 
 
-def get_args():
+def get_args_parser():
     parser = make_parser("benchmarks.step", "What a training step costs, and what each option is worth.")
     add = parser.add_argument
 
@@ -56,7 +48,24 @@ def get_args():
     add("--threads", type=whole(1), help="of torch on a CPU; else torch's choice")
     add("--cpu_time", action="store_true", help="processor time, not the clock: for busy machines, with --threads 1")
     add("--parts", default=",".join(PARTS), help="which tables")
-    args = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help("benchmarks.step", get_args_parser().parse_args)  # here, as torch takes seconds to import
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.literal import LiteralTrainer
+from crops import demo
+from data import Crops, StepSampler, UnpairedCrops, batches
+from networks import depth
+from seigan import SEIGAN, Trainer
+
+
+def get_args():
+    args = get_args_parser().parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     args.device = pick_device(args.device)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from crops import index as dataroot
 from crops.annotations import Box, Skips, read_folder
@@ -360,6 +359,8 @@ def cut_jobs(jobs, plan: str, folder, size: int, num_workers: int, label="", ind
     plan: `plan_hash` of the jobs. index: what the split holds already. Goes on where a run of the same plan was
     interrupted.
     """
+    from tqdm import tqdm  # here: prepare.py --help need not wait for it
+
     done = dataroot.open_journal(Path(folder), plan, jobs, index)
     todo = [job for job in jobs if job.photo.file not in done]
     work = partial(cut_job, folder=str(folder), size=size)

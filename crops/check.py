@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from crops.annotations import Photo
 from crops.cutting import hull_of, in_parallel, open_annotated
@@ -63,6 +62,8 @@ def describe_split(split, index) -> str:
 
 def check_split(dataroot, split: str, num_workers: int):
     """Look through one split. Returns (index, problems as texts, and [(sharpness, brightness), ...] of X and of Y)."""
+    from tqdm import tqdm  # here: prepare.py --help need not wait for it
+
     index, folder = read_index(dataroot, split), Path(dataroot, split)
     problems = []
     if (folder / JOURNAL).exists():

@@ -4,11 +4,8 @@ Masks are OBJECT (255), VOID (128) and 0 for background. No torch, so that proce
 """
 import gc
 import math
-import multiprocessing
 import os
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
@@ -177,6 +174,8 @@ def in_parallel(work, tasks, num_workers: int, chunksize=64):
 
     OSError where a process dies, or no thread can be started.
     """
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor  # here: --help need not wait
+
     if num_workers == 0 or len(tasks) < 2:
         yield from map(work, tasks)
         return
@@ -210,6 +209,8 @@ def check_threads(count=2):
 
 def end_with_parent():
     """Begin a pool's process: it ends with the one that began it, which if killed would leave it waiting for ever."""
+    import multiprocessing
+
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)

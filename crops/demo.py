@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from crops.index import EMPTY, save_index
 from images import OBJECT, UserError
@@ -173,6 +172,8 @@ def write_demo(dataroot, seed=0, counts=None, draw=draw):
 
     counts: {split: {kind: how many}}; draw: `draw`, or what draws another set likewise.
     """
+    from tqdm import tqdm  # here: prepare.py --help need not wait for it
+
     counts = counts or COUNTS
     with tqdm(total=sum(sum(kinds.values()) for kinds in counts.values()), unit="image", disable=None) as bar:
         for split, kinds in counts.items():

@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from crops.annotations import DETECTIONS, Photo, photo_files
 from crops.cutting import open_annotated
@@ -80,6 +79,8 @@ def detect_folder(folder, path: Path, find, skips, without=(), least_score=LEAST
     names its folder: photographs of several folders may have one name. UserError where it has them of another
     `least_score`, that of `find`.
     """
+    from tqdm import tqdm  # here: prepare.py --help need not wait for it
+
     names = photo_files(folder, without)
     done, place = set(), os.path.abspath(folder)
     if path.exists():

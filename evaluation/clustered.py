@@ -34,6 +34,12 @@ def two_way(scores, *units):
     return total, np.clip(df, min(freedom), max(n - 1, 1))
 
 
+def photographs(rows):
+    """The number of each row's photograph, (N,) from 0, in the order in which they come first."""
+    numbers = {}
+    return np.array([numbers.setdefault(row.get("photograph") or row["stem"], len(numbers)) for row in rows], int)
+
+
 def student(level, df, cells=20_000):
     """The half width, in standard errors, of a `level` interval with df >= 1 degrees of freedom, of Student's t."""
     # with t = √df·tan(a) the density is cos(a)^(df-1), on a finite range

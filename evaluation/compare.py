@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation import page
-from evaluation.mask_scores import photographs
+from evaluation.clustered import photographs
 from evaluation.results import read_results
 from images import UserError, open_image, written_whole
 from running.folder import Lock, Made

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation.clustered import student, two_way
+from evaluation.clustered import photographs, student, two_way
 from images import OBJECT, VOID, UserError
 
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
@@ -174,12 +174,6 @@ def by_photograph(table, rows):
     sums = np.zeros((max(units, default=-1) + 1, table.shape[1]))
     np.add.at(sums, units, table)
     return sums
-
-
-def photographs(rows):
-    """The number of each row's photograph, (N,) from 0, in the order in which they come first."""
-    numbers = {}
-    return np.array([numbers.setdefault(row.get("photograph") or row["stem"], len(numbers)) for row in rows], int)
 
 
 def paired(rows_a, rows_b, column="iou", level=0.95):

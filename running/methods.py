@@ -1,12 +1,14 @@
 """The methods that `python train.py --method NAME` trains, and what a method must have.
 
-A method is a module, with no base class:
+A method is a module, with no base class. `--help` must not wait for torch, so what it shows is read from the module's
+text (`declared`): the first four are literals, numbers and texts in dicts, without names and calls in them.
 
     OPTIONS     {name: (default, least value or None, help)}, its own options; False is a switch
-    NEEDS       what training crops must have beside objects: of "backgrounds", "masks"; "second" asks for another
-                image of an object in each draw, "x_real"
     DEFAULTS    {name: value}, what it changes in the defaults of the options that all methods have; may be absent
     PAPER       likewise, what --paper changes; absent where there is no such letter
+    LIKE        another method's name: the three above come on top of what that has; may be absent
+    NEEDS       what training crops must have beside objects: of "backgrounds", "masks"; "second" asks for another
+                image of an object in each draw, "x_real"
     problem(args) -> str | None
                 what contradicts itself in the options, in one line
     build(args, crops, device, rank=0) -> trainer
@@ -40,7 +42,10 @@ A trainer has
     state_dict(), load_state_dict(state)
                 plain containers with "step", "networks" and "averaged" ({network: state dict}) and what else it needs
 """
+import ast
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "baselines.supervised",
            "boxes": "baselines.boxes", "redo": "baselines.redo", "perturbgan": "baselines.perturbgan",
@@ -48,6 +53,15 @@ METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "ba
 # what each learns from, beside images of objects
 SUPERVISION = {"seigan": "boxes, backgrounds", "nocycle": "boxes, backgrounds", "supervised": "masks", "boxes": "boxes",
                **dict.fromkeys(("redo", "perturbgan", "comgan", "dscomgan"), "nothing")}
+
+
+def declared(name):
+    """{"OPTIONS": ..., "DEFAULTS": ..., "PAPER": ...}, as far as there are any, of a method that is not imported."""
+    body = ast.parse(Path(find_spec(METHODS[name]).origin).read_text(encoding="utf-8")).body
+    own = {node.targets[0].id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)
+           and ast.unparse(node.targets) in ("OPTIONS", "DEFAULTS", "PAPER", "LIKE")}
+    like = declared(own.pop("LIKE")) if "LIKE" in own else {}
+    return like | {key: like.get(key, {}) | values for key, values in own.items()}
 
 
 def load(name):

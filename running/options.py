@@ -6,7 +6,7 @@
     def run(argv): ...                                     # raises UserError or OSError
     sys.exit(command("prepare.py", run, argv))
 
-torch is imported where it is needed, so that `--help` need not wait for it.
+torch is imported where it is needed, so that `--help` need not wait for it: see `answer_help`.
 """
 import argparse
 import math
@@ -228,6 +228,17 @@ def command(prog, run, argv=None, stopped="stopped"):
     """
     with outlets(prog):
         return _command(prog, run, sys.argv[1:] if argv is None else argv, stopped)
+
+
+def answer_help(prog, parse):
+    """For a script, before it imports what takes seconds, such as torch: -h and --help are answered and end it.
+
+    parse(argv): prints the help and exits, as argparse does.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        code = command(prog, lambda argv: parse(argv) and 0)
+        if code:
+            sys.exit(code)
 
 
 def _command(prog, run, argv, stopped):

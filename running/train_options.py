@@ -1,4 +1,7 @@
-"""The options of train.py: those that every method has; a method's own stand in its module as OPTIONS."""
+"""The options of train.py: those that every method has; a method's own stand in its module as OPTIONS.
+
+Nothing here imports torch before the command line is read, so that `--help` need not wait for it.
+"""
 import argparse
 import os
 import zipfile
@@ -6,7 +9,6 @@ from importlib.util import find_spec
 
 from images import UserError, check_archive
 from running import methods
-from running.checkpoint import MOST, check_model, load_checkpoint
 from running.folder import previous, read_json
 from running.options import add_device, has_bfloat16, make_parser, number, pick_device, plain_name, whole
 
@@ -33,9 +35,10 @@ def get_parser(method="seigan"):
                          usage="train.py --name NAME (--dataroot DIR | --demo | --resume | --config FILE) [options]")
     _add_run(parser.add_argument_group("run").add_argument)
     _add_training(parser.add_argument_group("training").add_argument)
-    _add_method(parser.add_argument_group(f"method {method}").add_argument, methods.load(method).OPTIONS)
+    declared = methods.declared(method)
+    _add_method(parser.add_argument_group(f"method {method}").add_argument, declared["OPTIONS"])
     _add_output(parser.add_argument_group("output").add_argument)
-    set_defaults(parser, vars(methods.load(method)).get("DEFAULTS", {}))
+    set_defaults(parser, declared.get("DEFAULTS", {}))
     return parser
 
 
@@ -47,7 +50,7 @@ def set_defaults(parser, values):
 
 def letter(method):
     """What --paper changes for a method; None where there is no such letter."""
-    return PAPERS.get(method, vars(methods.load(method)).get("PAPER"))
+    return PAPERS.get(method, methods.declared(method).get("PAPER"))
 
 
 def _add_run(add):
@@ -135,7 +138,7 @@ def parse(argv):
     method = checkpoint["method"] if checkpoint else repeated.get("method", known.method)
     parser = get_parser(method)
     if known.demo:
-        set_defaults(parser, DEMO | vars(methods.load(method)).get("DEFAULTS", {}))
+        set_defaults(parser, DEMO | methods.declared(method).get("DEFAULTS", {}))
     if known.paper:
         half = parser.get_default("n_epochs") // 2
         set_defaults(parser, {"n_epochs": half, "n_epochs_decay": half} | (letter(method) or {}))
@@ -157,6 +160,8 @@ def parse(argv):
 
 def _latest_checkpoint(args):
     """The checkpoint of the run to go on with. UserError, which names the one before it, if it cannot be used."""
+    from running.checkpoint import MOST, check_model, load_checkpoint
+
     path = latest_path(args)
     try:
         checkpoint = load_checkpoint(path)

@@ -432,5 +432,5 @@ def test_bad_input_gets_one_line(run, line, message, tmp_path):  # noqa: F811
 
 def test_every_option_is_read():
     source = "".join(open(module.__file__).read() for module in (comgan, dscomgan))
-    for option in methods.load("dscomgan").OPTIONS:
+    for option in methods.declared("dscomgan")["OPTIONS"]:
         assert f"args.{option}" in source or source.count(f'"{option}"') > 1 or option.startswith("lambda_"), option

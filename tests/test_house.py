@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from running import methods
+
 ROOT = Path(__file__).parent.parent
 CORE = {"networks": set(), "losses": set(), "images": set(), "crf": set(), "seigan": {"networks", "losses"},
         "data": {"images"}}
@@ -104,3 +106,27 @@ def test_importing_prints_parses_and_starts_nothing(tmp_path):
     code = f"import sys; sys.argv = ['x', '--nonsense']; import torch, {names}; sys.exit(torch.cuda.is_initialized())"
     done = python(code, tmp_path, str(ROOT))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+HELP = ["train.py", "train.py --method redo", "train.py --method dscomgan --paper", "train.py --method boxes --demo",
+        "test.py", "photo.py", "photo.py cut", "photo.py export", "prepare.py", "prepare.py coco",
+        "-m evaluation.compare", "-m evaluation.study page", "-m benchmarks.quality", "-m benchmarks.step",
+        "-m benchmarks.files crops", "-m benchmarks.attack"]
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_does_not_wait_for_torch(words):
+    done = subprocess.run([sys.executable, "-X", "importtime", *words.split(), "--help"], cwd=ROOT,
+                          capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and "--help" in done.stdout
+    assert "argparse" in imported and not imported & {"torch", "torchvision", "tqdm"}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_what_is_declared_is_what_the_modules_have(name):
+    module, found = methods.load(name), methods.declared(name)
+    like = vars(methods.load(module.LIKE)) if hasattr(module, "LIKE") else {}
+    for key in ("OPTIONS", "DEFAULTS", "PAPER"):
+        whole = like.get(key, {}) | vars(module).get(key, {})
+        assert found.get(key, {}) == whole and list(found.get(key, {})) == list(whole)
