@@ -5,6 +5,8 @@ of mixtures, and local pairwise terms, as in MAL (Lan et al., 2023). SEIGAN's pa
 (N, 3, H, W) in [-1, 1], masks (N, 1, H, W) in [0, 1] with 1 = object, boxes (N, 4): left, top, width, height in
 fractions of the image. Pure functions, batched, on any device. This file needs torch only and can be copied out alone.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -56,14 +58,20 @@ def refine(image, mask, inside, prior=0.35, colour=1.0, pairwise=8.0, bias=0.0, 
         image, mask, inside = image.float(), mask.float(), inside.float()
         colours = lab(image)
         bins = _bins(colours)
-        weights = _neighbours(colours, sigma_colour, sigma_space, radius)
-        start = prior * torch.logit(mask.clamp(0.02, 0.98)) + bias
+        weights = pairwise * _neighbours(colours, sigma_colour, sigma_space, radius)
+        start = prior * torch.logit(mask.clamp(0.02, 0.98)) + bias - weights.sum(0)
+        weights = (2 * weights).unbind()
         q = mask * inside
+        around = F.pad(q, [radius] * 4)  # q and a rim of zeros; its views move with it
+        centre, others = _window(around, radius)
         for _ in range(rounds):
             unary = start + colour * _log_ratio(bins, q)
             for _ in range(sweeps):
-                q = inside * torch.sigmoid(unary + pairwise * _gather(2 * q - 1, weights, radius))
-        return q
+                logit = unary.clone()  # + Σ w (2 q - 1) over the neighbours: one pass over memory for each
+                for weight, other in zip(weights, others, strict=True):
+                    logit.addcmul_(weight, other)
+                q = centre.copy_(logit.sigmoid_().mul_(inside))
+        return q.contiguous()
 
 
 def _bins(colours):
@@ -91,32 +99,22 @@ def _histogram(bins, weight):
     return counts / counts.sum(1, keepdim=True).clamp(min=1e-6) + 0.01 / BINS**3
 
 
-def _shifts(tensor, radius):
-    """The tensor as each neighbour in a window sees it, itself left out; beyond the border it is 0."""
-    height, width = tensor.shape[-2:]
-    padded = F.pad(tensor, [radius] * 4)
-    for dy in range(2 * radius + 1):
-        for dx in range(2 * radius + 1):
-            if (dy, dx) != (radius, radius):
-                yield (dy - radius) ** 2 + (dx - radius) ** 2, padded[..., dy : dy + height, dx : dx + width]
+def _window(padded, radius):
+    """Of a tensor with a rim of `radius`: the part within, and what each neighbour in a window sees in its place."""
+    height, width = (side - 2 * radius for side in padded.shape[-2:])
+    views = [padded[..., dy : dy + height, dx : dx + width]
+             for dy in range(2 * radius + 1) for dx in range(2 * radius + 1)]
+    return views.pop(len(views) // 2), views
 
 
 def _neighbours(colours, sigma_colour, sigma_space, radius):
-    """(N, K, H, W): how much each pixel heeds each of its K neighbours, at most 1 in all."""
-    inside = F.pad(torch.ones_like(colours[:1, :1]), [0] * 4)
-    weights, total = [], 0.0
-    known = list(_shifts(inside, radius))
-    for (d2, other), (_, there) in zip(_shifts(colours, radius), known, strict=True):
-        near = float(torch.exp(torch.tensor(-d2 / (2 * sigma_space**2))))
-        total += near
-        alike = torch.exp(-(colours - other).square().sum(1, keepdim=True) / (2 * sigma_colour**2))
-        weights.append(near * alike * there)
-    return torch.cat(weights, 1) / total
-
-
-def _gather(values, weights, radius):
-    """Sum of the neighbours' values (N, 1, H, W), weighted."""
-    return sum(weights[:, k : k + 1] * other for k, (_, other) in enumerate(_shifts(values, radius)))
+    """(K, N, 1, H, W): how much each pixel heeds each of its K neighbours, at most 1 in all."""
+    side = range(-radius, radius + 1)
+    near = [math.exp(-(dy * dy + dx * dx) / (2 * sigma_space**2)) for dy in side for dx in side if dy or dx]
+    # beyond the border are colours like no others: exp(-1e8) = 0
+    own, others = _window(F.pad(colours / (math.sqrt(2) * sigma_colour), [radius] * 4, value=1e4), radius)
+    alike = (torch.exp(-(own - other).square_().sum(1, keepdim=True)) for other in others)
+    return torch.stack([share / sum(near) * weight for share, weight in zip(near, alike, strict=True)])
 
 
 def box_inside(box, height, width):
