@@ -1,12 +1,15 @@
 """What a step costs, and what each option is worth, in one run on one machine.
 
-    python -m benchmarks.step                             # on the first GPU if there is one; minutes on a CPU
+    python -m benchmarks.step --gpu 0                     # everything, within 8 minutes
+    python -m benchmarks.step                             # on a CPU where there is no GPU
     python -m benchmarks.step --gpu -1 --sizes 64 --batches 8 --parts steps
     python -m benchmarks.step --parts flops               # no clock: on any machine in seconds
 
 An image is one pair x, y of a step. Steps of all rows alternate, so that what else runs on the machine slows every row
-alike; figures are medians. GFLOP are torch's count of the convolutions and matrix products, a multiplication and an
-addition being 2; "of peak" is their rate over the best that large convolutions reached in this run in that dtype.
+alike; figures are medians, and "x" medians of the ratios within a turn. GFLOP are torch's count of the convolutions and
+matrix products, a multiplication and an addition being 2; "of peak" is their rate over the best that large convolutions
+reached in this run in that dtype. CycleGAN's step (benchmarks/cyclegan.py) does another amount of arithmetic: "x
+CycleGAN" compares GFLOP/s, each row's by its own count.
 Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
 on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
@@ -25,7 +28,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOX = (0.1, 0.1, 0.8, 0.8)
 PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=0)  # 0: as the size asks
 SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=0)
-PARTS = ("steps", "inference", "data", "startup", "flops")
+# and their shares of --limit
+PARTS = {"steps": 16, "compile": 10, "curves": 7, "inference": 3, "data": 2, "startup": 1, "flops": 1}
+GPU_ONLY = ("compile", "curves")  # else when asked for
+IMAGES = {"train": {"objects": 400, "backgrounds": 400}, "val": {"objects": 60, "backgrounds": 1}}
 
 
 def get_args_parser():
@@ -36,18 +42,17 @@ def get_args_parser():
         return [whole(1)(part) for part in text.split(",")]
 
     add_device(add)
-    add("--sizes", type=wholes, help="sides in px; else 64,128,256 on a GPU, 64 on a CPU")
-    add("--batches", type=wholes, help="images of each kind in a step; else 1,8,32 on a GPU, 1,8 on a CPU")
+    add("--sizes", type=wholes, help="sides in px; else 128,64,256 on a GPU, 64 on a CPU")
+    add("--batches", type=wholes, help="images of each kind in a step; else 8,32,1 on a GPU, 8,1 on a CPU")
     for name in PAPER:
         add(f"--{name}", type=whole(), help=f"as for train.py; else {PAPER[name]} on a GPU, {SMALL[name]} on a CPU")
-    add("--seconds", type=number(0), default=30.0, help="of timing for each table")
-    add("--limit", type=number(0), default=300.0, help="seconds after which what is left is skipped")
-    add("--rows", help="of the table of steps, separated by commas: literal, ours, or ours+OPTION; else all")
+    add("--seconds", type=number(0), default=30.0, help="of timing for the first table; a third for others")
+    add("--limit", type=number(0), default=400.0, help="seconds for all parts, each its share; what is left is skipped")
+    add("--rows", help="of the table of steps, separated by commas: literal, cyclegan, ours, or NAME+OPTION; else all")
     add("--memory", action="store_true", help="measure memory on a CPU too, in a process for each row")
-    add("--compile", action="store_true", help="time torch.compile on a CPU too, which takes minutes to compile")
     add("--threads", type=whole(1), help="of torch on a CPU; else torch's choice")
     add("--cpu_time", action="store_true", help="processor time, not the clock: for busy machines, with --threads 1")
-    add("--parts", default=",".join(PARTS), help="which tables")
+    add("--parts", help=f"which tables, of {','.join(PARTS)}; else all, but on a CPU not {' and '.join(GPU_ONLY)}")
     return parser
 
 
@@ -57,6 +62,9 @@ if __name__ == "__main__":
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import crf
+from benchmarks.curves import print_curves
+from benchmarks.cyclegan import CycleGAN, CycleGANTrainer
 from benchmarks.literal import LiteralTrainer
 from crops import demo
 from data import Crops, StepSampler, UnpairedCrops, batches
@@ -70,8 +78,11 @@ def get_args():
         torch.set_num_threads(args.threads)
     args.device = pick_device(args.device)
     on_cpu = args.device.type == "cpu"
-    args.sizes = args.sizes or ([64] if on_cpu else [64, 128, 256])
-    args.batches = args.batches or ([1, 8] if on_cpu else [1, 8, 32])
+    args.sizes = args.sizes or ([64] if on_cpu else [128, 64, 256])
+    args.batches = args.batches or ([8, 1] if on_cpu else [8, 32, 1])
+    args.parts = args.parts.split(",") if args.parts else [p for p in PARTS if not on_cpu or p not in GPU_ONLY]
+    if unknown := set(args.parts) - PARTS.keys():
+        parser.error(f"--parts {','.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     for name, value in (SMALL if on_cpu else PAPER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -95,28 +106,39 @@ def images(size, batch, device):
 
 
 def build_step(row, network, size, batch, device):
-    """The step of a row, as a function without arguments that returns the log of `Trainer.train_step`."""
+    """The step of a row, as a function without arguments that returns the log of its `train_step`."""
     name, *options = row.split("+")
-    model = build_model(network, size).to(device)
     x, y = images(size, batch, device)
-    box = torch.tensor([BOX] * batch, device=device)
-    kwargs = dict(amp="amp" in options, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.2)
+    box, amp = torch.tensor([BOX] * batch, device=device), "amp" in options
+    if name == "cyclegan":
+        model = CycleGAN(size, network["ngf"], network["ndf"], network["n_layers_D"] or depth(size)).to(device)
+    else:
+        model = build_model(network, size).to(device)
     if "channels_last" in options:
         model = model.to(memory_format=torch.channels_last)
         x, y = (image.contiguous(memory_format=torch.channels_last) for image in (x, y))
     if "compile" in options:
-        for network in model.networks().values():
-            network.compile()
-    trainer = Trainer(model, **kwargs)
+        for part in model.children():
+            part.compile()
+    if name == "cyclegan":
+        trainer = CycleGANTrainer(model, amp=amp)
+    else:
+        trainer = Trainer(model, amp=amp, diffaug="no_diffaug" not in options, ema=0 if "no_ema" in options else 0.2)
+        if "teacher" in options:
+            trainer.teacher, trainer.step = crf.teach, 100  # from there on it starts from the averaged G_seg's mask
     trainer = LiteralTrainer(trainer) if name == "literal" else trainer
     return lambda: trainer.train_step({"x": x, "y": y, "box": box})
 
 
-def all_rows(args):
-    default, other = ("ours+amp", "ours") if has_bfloat16(args.device) else ("ours", "ours+amp")
-    toggled = [other, *(f"{default}+{k}" for k in ("channels_last", "no_diffaug", "no_ema"))]
-    compiles = args.compile or args.device.type == "cuda"
-    return ["literal", default, *toggled, *([f"{default}+compile"] if compiles else [])]
+def main_rows(device):
+    """The literal step, CycleGAN's, and ours without a teacher; the last is the default on this device."""
+    bfloat16 = ["cyclegan+amp", "ours", "ours+amp"] if has_bfloat16(device) else ["ours"]
+    return ["literal", "cyclegan", *bfloat16]
+
+
+def all_rows(device):
+    rows = main_rows(device)
+    return rows + [f"{rows[-1]}+{option}" for option in ("teacher", "channels_last", "no_diffaug", "no_ema")]
 
 
 # --- clocks and meters ---
@@ -133,18 +155,23 @@ def timed(function, device, clock=time.perf_counter):
     return clock() - begun
 
 
-def medians(functions, args, seconds):
-    """{name: function} -> {name: median seconds}, of calls by turns for `seconds`, at least three of each."""
+def by_turns(functions, args, seconds):
+    """{name: function} -> {name: seconds of each call}, of calls by turns for `seconds`, at least three of each."""
     times, end = {name: [] for name in functions}, time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+    while time.perf_counter() < end or min(map(len, times.values()), default=3) < 3:
         for name, function in functions.items():
             times[name].append(timed(function, args.device, args.clock))
-    return {name: statistics.median(t) for name, t in times.items()}
+    return times
+
+
+def speed_ratio(times, others):
+    """How many times as fast as others, by the median of the ratios within a turn."""
+    return statistics.median(other / own for own, other in zip(times, others, strict=True))
 
 
 def attainable_rate(device, clock, dtype):
     """FLOP/s of the best of some large 3x3 convolutions, forwards."""
-    best, (n, side) = 0.0, (8, 64) if device.type == "cpu" else (64, 64)
+    best, (n, side) = 0.0, (2, 64) if device.type == "cpu" else (64, 64)
     with torch.no_grad():
         for channels in (64, 128, 256) if device.type == "cpu" else (128, 256, 512):
             for layout in (torch.contiguous_format, torch.channels_last):
@@ -189,6 +216,7 @@ def prepared(row, args, size, batch):
             return step, flops, math.nan
         with get_context("spawn").Pool(1) as pool:
             return step, flops, pool.apply(peak_resident, (row, args.network, size, batch))
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -198,63 +226,105 @@ def prepared(row, args, size, batch):
             step()
         return step, flops, torch.cuda.max_memory_allocated(device) - before
     except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None, 0, 0
+        return None, 0, 0  # the next row empties the cache, when nothing holds the failed step's tensors any more
 
 
 # --- the tables ---
 
 
-def print_steps(args, size, batch, peaks):
-    rows, steps, costs = args.rows.split(",") if args.rows else all_rows(args), {}, {}
+def print_steps(args, rows, size, batch, seconds):
+    costs = {row: prepared(row, args, size, batch) for row in rows}
+    times = by_turns({row: cost[0] for row, cost in costs.items() if cost[0]}, args, seconds)
+    flops = {row: costs[row][1] or costs.get(row.replace("+compile", ""), (None, 0))[1] for row in rows}
+    print(f"\n| step, {size} px, batch {batch} | images/s | x literal | GFLOP/image | GFLOP/s | x CycleGAN | of peak "
+          "| memory, MiB |\n|---|---|---|---|---|---|---|---|")
     for row in rows:
-        step, *costs[row] = prepared(row, args, size, batch)
-        if step is not None:
-            steps[row] = step
-    seconds = medians(steps, args, args.seconds)
-    flops = {row: cost[0] for row, cost in costs.items()}
-    print(f"\n| step, {size} px, batch {batch} | images/s | x literal | GFLOP/image | of peak | memory, MiB |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        if row not in steps:
-            print(f"| {row} | out of memory | | | | |")
+        if row not in times:
+            print(f"| {row} | out of memory | | | | | | |")
             continue
-        flop = flops[row] or flops.get(row.replace("+compile", ""), 0)
-        peak = peaks["bfloat16" if "amp" in row else "float32"]
-        ratio = f"{seconds['literal'] / seconds[row]:.2f}" if "literal" in steps else ""
-        memory = "n/a" if math.isnan(costs[row][1]) else f"{costs[row][1] / 2**20:.0f}"
-        print(f"| {row} | {batch / seconds[row]:.1f} | {ratio} | {flop / batch / 1e9:.1f} | "
-              f"{100 * flop / seconds[row] / peak:.0f} % | {memory} |", flush=True)
+        rate, peak = flops[row] / statistics.median(times[row]), args.peaks.get("amp" in row, math.nan)
+        faster = {name: speed_ratio(times[row], times[name]) for name in ("literal", "cyclegan") if name in times}
+        if "cyclegan" in faster:
+            faster["cyclegan"] *= flops[row] / flops["cyclegan"]
+        cells = [batch / statistics.median(times[row]), faster.get("literal", math.nan), flops[row] / batch / 1e9,
+                 rate / 1e9, faster.get("cyclegan", math.nan), 100 * rate / peak, costs[row][2] / 2**20]
+        shown = ("n/a" if math.isnan(v) else f"{v:.{n}f}" for v, n in zip(cells, (1, 2, 1, 1, 2, 0, 0), strict=True))
+        print(f"| {row} | {' | '.join(shown)} |", flush=True)
+    print(f"turns: {len(next(iter(times.values()), []))}", flush=True)
 
 
-def print_inference(args, size, batch, _peaks):
-    model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
-    x, y = images(size, batch, args.device)
-    calls = {"segment": lambda: model.segment(x), "remove": lambda: model.remove(x), "paste": lambda: model.paste(x, y)}
-    seconds = medians(calls, args, args.seconds / 4)
-    print(f"\ninference, {size} px, batch {batch}, images/s: "
-          + ", ".join(f"{name} {batch / s:.1f}" for name, s in seconds.items()), flush=True)
+def print_all_steps(args, end):
+    """The table of all rows at the first size and batch, then of the main ones at the others."""
+    args.peaks = {amp: attainable_rate(args.device, args.clock, torch.bfloat16 if amp else torch.float32)
+                  for amp in (False, True)[: 1 + has_bfloat16(args.device)]}
+    print("attainable, GFLOP/s: " + ", ".join(f"{'bfloat16' if amp else 'float32'} {rate / 1e9:.0f}"
+                                              for amp, rate in args.peaks.items()), flush=True)
+    rows, seconds = args.rows.split(",") if args.rows else all_rows(args.device), args.seconds
+    for batch in args.batches:
+        for size in args.sizes:
+            if time.perf_counter() > end:
+                print(f"steps, {size} px, batch {batch}: skipped, their share of --limit is over")
+                continue
+            print_steps(args, rows, size, batch, seconds)
+            rows, seconds = args.rows.split(",") if args.rows else main_rows(args.device), args.seconds / 3
 
 
-def print_data(args):
+def print_compiled(args, end):
+    """Our step with and without torch.compile, in a process of its own, as nothing else ends a compilation."""
+    row, seconds = main_rows(args.device)[-1], end - time.perf_counter()
+    options = {"device": args.device, "sizes": args.sizes[0], "batches": args.batches[0], "parts": "steps",
+               "rows": f"cyclegan,{row},{row}+compile", "seconds": seconds / 8, **args.network}
+    options |= {"threads": args.threads} if args.threads else {}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    if args.device.type == "cuda":
+        torch.cuda.empty_cache()
+    print(f"\ntorch.compile, in a process of its own, at most {seconds:.0f} s:", flush=True)
+    try:
+        done = subprocess.run([sys.executable, "-m", "benchmarks.step", *words, *["--cpu_time"] * args.cpu_time],
+                              cwd=ROOT, timeout=seconds)
+        print(f"torch.compile: failed, exit code {done.returncode}" if done.returncode else "", flush=True)
+    except subprocess.TimeoutExpired:
+        print("torch.compile: not ready in that time", flush=True)
+
+
+def print_inference(args, end):
+    for batch in args.batches:
+        for size in args.sizes:
+            if time.perf_counter() > end:
+                print(f"inference, {size} px, batch {batch}: skipped, its share of --limit is over")
+                continue
+            model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
+            x, y = images(size, batch, args.device)
+            calls = {"segment": lambda m=model, x=x: m.segment(x), "remove": lambda m=model, x=x: m.remove(x),
+                     "paste": lambda m=model, x=x, y=y: m.paste(x, y)}
+            for call in calls.values():
+                call()
+            left = (end - time.perf_counter()) / 2
+            times = by_turns(calls, args, max(0.0, min(left, args.seconds / 8)))
+            print(f"\ninference, {size} px, batch {batch}, images/s: "
+                  + ", ".join(f"{name} {batch / statistics.median(t):.1f}" for name, t in times.items()), flush=True)
+
+
+def print_data(args, end):
     """The share of a run's time that the loop waits for images."""
     size, batch, count = args.sizes[0], 8, 24
-    step = build_step(all_rows(args)[1], args.network, size, batch, args.device)
-    with tempfile.TemporaryDirectory() as folder:
-        demo.write_demo(folder, counts={"train": {"objects": 200, "backgrounds": 200}})
-        dataset = UnpairedCrops(Crops(folder, "train", size))
-        for processes in (0, 2):
-            stream = iter(batches(dataset, StepSampler(0, count, batch), args.device, processes))
-            next(stream)  # the processes start
-            waited = stepped = 0.0
-            for _ in range(count - 1):
-                waited += timed(lambda stream=stream: next(stream), args.device)
-                stepped += timed(step, args.device)
-            print(f"\ndata, demo set at {size} px, batch {batch}, {processes} loading processes: "
-                  f"{100 * waited / (waited + stepped):.1f} % of the time is waiting", flush=True)
+    step = build_step(main_rows(args.device)[-1], args.network, size, batch, args.device)
+    dataset = UnpairedCrops(Crops(args.drawn, "train", size))
+    for processes in (0, 2):
+        stream = iter(batches(dataset, StepSampler(0, count, batch), args.device, processes))
+        next(stream)  # the processes start
+        waited = stepped = 0.0
+        for done in range(count - 1):
+            if done > 2 and time.perf_counter() > end:
+                break
+            waited += timed(lambda stream=stream: next(stream), args.device)
+            stepped += timed(step, args.device)
+        stream.close()
+        print(f"\ndata, demo set at {size} px, batch {batch}, {processes} loading processes: "
+              f"{100 * waited / (waited + stepped):.1f} % of the time is waiting", flush=True)
 
 
-def print_startup():
+def print_startup(_args, _end):
     seconds = {}
     for name, words in {"import torch": ["-c", "import torch"],
                         "train.py --help": [os.path.join(ROOT, "train.py"), "--help"]}.items():
@@ -264,7 +334,7 @@ def print_startup():
           f"{seconds['train.py --help'] / seconds['import torch']:.2f} x import torch", flush=True)
 
 
-def print_flops():
+def print_flops(_args, _end):
     """What one image costs, counted on tensors without contents."""
     print("\n| GFLOP an image | px | G_seg | G_enh | G_inp | D | step |\n|---|---|---|---|---|---|---|")
     for name, network in (("paper's sizes", PAPER), ("small", SMALL)):
@@ -287,29 +357,25 @@ def both_passes(model, x, y):
     sum(model.discriminator_losses(x, y, fakes).values()).backward()
 
 
+TABLES = {"steps": print_all_steps, "compile": print_compiled, "curves": print_curves, "inference": print_inference,
+          "data": print_data, "startup": print_startup, "flops": print_flops}
+
+
 def main():
     args = get_args()
-    parts, end = args.parts.split(","), time.perf_counter() + args.limit
     torch.backends.cudnn.benchmark = True
-    on_cpu = args.device.type == "cpu"
-    where = f"{torch.get_num_threads()} CPU threads" if on_cpu else torch.cuda.get_device_name(args.device)
-    print(f"torch {torch.__version__}, {where}; {args.network}")
+    where = f"{torch.get_num_threads()} CPU threads" if args.device.type == "cpu" else (
+        f"{torch.cuda.get_device_name(args.device)}, float32 convolutions "
+        f"{'in TF32' if torch.backends.cudnn.allow_tf32 else 'as they are'}")
+    print(f"torch {torch.__version__}, {where}; {args.network}", flush=True)
     if not torch.cuda.is_available():
         print("GPU: not run: no GPU")
-    peaks = {}
-    if "steps" in parts:
-        peaks = {str(t)[6:]: attainable_rate(args.device, args.clock, t) for t in (torch.float32, torch.bfloat16)}
-        print("attainable: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items()))
-    for part, table in {"steps": print_steps, "inference": print_inference}.items():
-        for size in args.sizes if part in parts else ():
-            for batch in args.batches:
-                if time.perf_counter() > end:
-                    print(f"{part}, {size} px, batch {batch}: skipped, --limit {args.limit:g} s are over")
-                    continue
-                table(args, size, batch, peaks)
-    for part, table in {"data": lambda: print_data(args), "startup": print_startup, "flops": print_flops}.items():
-        if part in parts:
-            table()
+    shares = args.limit / sum(PARTS[part] for part in args.parts)
+    with tempfile.TemporaryDirectory() as args.drawn:
+        if {"curves", "data"} & set(args.parts):
+            demo.write_demo(args.drawn, counts=IMAGES)
+        for part in (part for part in PARTS if part in args.parts):
+            TABLES[part](args, time.perf_counter() + shares * PARTS[part])
 
 
 if __name__ == "__main__":
