@@ -13,6 +13,7 @@ CycleGAN" compares GFLOP/s, each row's by its own count.
 Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
 on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
+import itertools
 import math
 import os
 import statistics
@@ -60,6 +61,7 @@ if __name__ == "__main__":
     answer_help("benchmarks.step", get_args_parser().parse_args)  # here, as torch takes seconds to import
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import crf
@@ -82,7 +84,7 @@ def get_args():
     args.batches = args.batches or ([8, 1] if on_cpu else [8, 32, 1])
     args.parts = args.parts.split(",") if args.parts else [p for p in PARTS if not on_cpu or p not in GPU_ONLY]
     if unknown := set(args.parts) - PARTS.keys():
-        parser.error(f"--parts {','.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+        get_args_parser().error(f"--parts {','.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     for name, value in (SMALL if on_cpu else PAPER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -337,10 +339,10 @@ def print_startup(_args, _end):
 def print_flops(_args, _end):
     """What one image costs, counted on tensors without contents."""
     print("\n| GFLOP an image | px | G_seg | G_enh | G_inp | D | step |\n|---|---|---|---|---|---|---|")
-    for name, network in (("paper's sizes", PAPER), ("small", SMALL)):
-        for size in (64, 128, 256):
-            model = build_model(network, size).to("meta")
-            x, y, noise = (torch.empty(1, c, size, size, device="meta") for c in (3, 3, 1))
+    for (name, network), size in itertools.product((("paper's sizes", PAPER), ("small", SMALL)), (64, 128, 256)):
+        with FakeTensorMode():  # not the device "meta", for which there is no autocast
+            model = build_model(network, size)
+            x, y, noise = (torch.empty(1, c, size, size) for c in (3, 3, 1))
             calls = [lambda m=model, x=x: m.G_seg(x), lambda m=model, x=x, e=noise: m.G_enh(x, e),
                      lambda m=model, x=x, e=noise: m.G_inp(x, e, e), lambda m=model, x=x: m.D_obj(x),
                      lambda m=model, x=x, y=y: both_passes(m, x, y)]
