@@ -59,7 +59,7 @@ def declared(name):
     """{"OPTIONS": ..., "DEFAULTS": ..., "PAPER": ...}, as far as there are any, of a method that is not imported."""
     body = ast.parse(Path(find_spec(METHODS[name]).origin).read_text(encoding="utf-8")).body
     own = {node.targets[0].id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)
-           and ast.unparse(node.targets) in ("OPTIONS", "DEFAULTS", "PAPER", "LIKE")}
+           and ast.unparse(node.targets[0]) in ("OPTIONS", "DEFAULTS", "PAPER", "LIKE")}
     like = declared(own.pop("LIKE")) if "LIKE" in own else {}
     return like | {key: like.get(key, {}) | values for key, values in own.items()}
 

@@ -45,8 +45,8 @@ def test_resume_writes_where_it_reads(run, tmp_path, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("name", [".lock", "config.json", "log.jsonl", ".config.json.part", ".log.jsonl.part",
                                   ".latest.pt.part", "step_0000008.pt", "samples"])
-def test_nothing_is_written_through_a_link(run, tmp_path, name):  # noqa: F811
-    assert run(f"--name a {SMALL}")[0] == 0
+def test_nothing_is_written_through_a_link(run, once, tmp_path, name):  # noqa: F811
+    shutil.copytree(once / "a", tmp_path / "a")
     folder, victim = tmp_path / "a", tmp_path / "victim"
     if name == "samples":
         shutil.rmtree(folder / name)
@@ -110,10 +110,10 @@ def written(path, **changes):
                                          ("ngf", 4096), ("ndf", 4000), ("size", 10**9), ("seg_blocks", 200),
                                          ("grow_hole", 10**9), ("ngf", True), ("unet_downs", 12)])
 def test_sizes_are_checked_before_memory_is_taken(tmp_path, name, value):
-    path, begun = written(tmp_path / "latest.pt", **{name: value}), time.monotonic()
+    path, begun = written(tmp_path / "latest.pt", **{name: value}), time.process_time()
     with pytest.raises(UserError, match="holds no model that this code can build.*(must be|asks for)") as caught:
         load_model(path)
-    assert time.monotonic() - begun < 5 and "\n" not in str(caught.value)
+    assert time.process_time() - begun < 5 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("step", [-1, float("nan"), "1", True, None])

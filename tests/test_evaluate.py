@@ -466,15 +466,16 @@ def test_void_of_crop_masks_is_not_scored(run, copy):
     assert float(row["full_mask"]) == 1 and float(row["tp"]) + float(row["fn"]) == 64 * 16
 
 
-def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path, vgg19_state):
-    torch.save({k: v for k, v in vgg19_state.items() if k.startswith("features.0.")}, tmp_path / "first.pth")
-    _, folder, printed = run("nocycle", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
+def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path):
+    first = torch.nn.Conv2d(3, 64, 3)  # SqueezeNet's first layer
+    torch.save({f"features.0.{k}": v for k, v in first.state_dict().items()}, tmp_path / "first.pth")
+    _, folder, printed = run("nocycle", "--frechet_weights", f"squeezenet1_1:{tmp_path / 'first.pth'}", "--no_images")
     figures = figures_of(folder)["frechet"]
     assert figures["warning"].startswith("N = 7 is below 2,048") and figures["warning"] in printed.out
     assert figures["name"] == "Fréchet distance" and figures["n"] == 7 and figures["dimensions"] == 64
     assert set(figures["values"]) == {"z to x", "y_hat to x"} and all(v > 0 for v in figures["values"].values())
     assert "first.pth" in (folder / "index.html").read_text(encoding="utf-8")
-    _, folder, _ = run("seigan", "--frechet_weights", f"vgg19:{tmp_path / 'first.pth'}", "--no_images")
+    _, folder, _ = run("seigan", "--frechet_weights", f"squeezenet1_1:{tmp_path / 'first.pth'}", "--no_images")
     figures = figures_of(folder)["frechet"]
     values = figures["values"]
     assert set(values) == {"z to x", "y_hat to x", "x_hat to y", "G_inp to y", "G_inp_first to y", "diffusion to y"}
@@ -482,7 +483,7 @@ def test_frechet_distance_names_what_it_depends_on(run, dataroot, tmp_path, vgg1
     pairs = evaluation.pair_up(crops)
     y = torch.stack([crops.background(other) for other in pairs.values()])
     hole = torch.stack([crops.mask(stem) == 1 for stem in pairs]).float()
-    net = image_scores.FeatureNet(f"vgg19:{tmp_path / 'first.pth'}")
+    net = image_scores.FeatureNet(f"squeezenet1_1:{tmp_path / 'first.pth'}")
     first = [list(pairs.values()).index(other) for other in dict.fromkeys(pairs.values())]
     assert len(first) == 3  # backgrounds, each counted once
     refilled, real = (net(images[first]).numpy() for images in (image_scores.fill_diffusion(y, hole), y))

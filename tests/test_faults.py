@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import resource
-import subprocess
 import sys
 import time
 
@@ -19,9 +18,10 @@ import pytest
 import torch
 from conftest import equal
 from PIL import Image
-from test_train import HERE, SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
+from test_train import SMALL, TAUGHT, dataroot, records, training_state  # noqa: F401 - a fixture
 
 import data
+import photo
 import prepare
 import train
 from baselines.supervised import Supervised
@@ -32,7 +32,7 @@ from seigan import SEIGAN
 
 FULL = pytest.mark.slow
 CONTENT = {"method": "seigan", "step": 1, "config": {}, "networks": {}, "averaged": {}}  # of a checkpoint
-RUN = (f"{SMALL} --pool_size 3 --print_freq 1 --val_freq 7 --display_freq 1000000 --save_latest_freq 2 "
+RUN = (f"{TAUGHT} --pool_size 3 --print_freq 1 --val_freq 7 --display_freq 1000000 --save_latest_freq 2 "
        "--n_epochs_decay 0")
 
 
@@ -135,6 +135,29 @@ def limited(argv, out, limit):
     in_process(argv, out)
 
 
+def send_of(sender, main, argv, kind, limit):
+    resource.setrlimit(kind, (limit, limit))
+    err = io.StringIO()  # a file would be limited too
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in argv])
+    sender.send((code, err.getvalue()))
+
+
+def within(main, argv, kind, limit):
+    """A command in a process of its own that has a limit: its exit code and what it prints to stderr."""
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_of, args=(sender, main, argv, kind, limit))
+    process.start()
+    sender.close()
+    try:
+        assert receiver.poll(120)
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
 def test_a_run_outlives_a_full_disk(start, dataroot, tmp_path):  # noqa: F811
     """No checkpoint can be written for some steps: the run says so, ends with an error, and resumes exactly."""
     line = f"--dataroot {dataroot} --checkpoints_dir {tmp_path}"
@@ -160,17 +183,16 @@ def test_a_run_outlives_a_full_disk(start, dataroot, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("out, limit", [("programs", 0), ("programs", 60_000), ("w.pt", 0), ("w.pt", 3000)])
-def test_an_export_on_a_full_disk_leaves_nothing(tmp_path, out, limit):
+def test_an_export_on_a_full_disk_leaves_nothing(start, tmp_path, out, limit):
     model = Supervised(size=48, ngf=2, ndf=2, seg_blocks=0, unet_downs=1)
     (tmp_path / "a").mkdir()
     save_checkpoint(tmp_path / "a" / "latest.pt", CONTENT | {"method": "supervised", "config": model.config,
                                                              "networks": model.state()})
-    done = subprocess.run([sys.executable, os.path.join(HERE, "photo.py"), "export", "--name", "a",
-                           "--checkpoints_dir", str(tmp_path), *["--weights"] * (out == "w.pt"), "--out",
-                           str(tmp_path / out)], capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    assert done.returncode == 2 and done.stderr.startswith("photo.py: error: "), done.stderr
-    assert len(done.stderr.splitlines()) == 1 and ("File too large" in done.stderr or limit == 0)
+    code, err = within(photo.main, ["export", "--name", "a", "--checkpoints_dir", tmp_path,
+                                    *["--weights"] * (out == "w.pt"), "--out", tmp_path / out],
+                       resource.RLIMIT_FSIZE, limit)
+    assert code == 2 and err.startswith("photo.py: error: "), err
+    assert len(err.splitlines()) == 1 and ("File too large" in err or limit == 0)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["latest.pt"]
 
 
@@ -189,13 +211,11 @@ def test_a_file_in_the_folder_s_place_is_one_clear_line(dataroot, tmp_path, caps
     assert (tmp_path / "a").read_text() == "not a folder"
 
 
-def test_few_open_files_are_one_line_and_no_wait(dataroot, tmp_path):  # noqa: F811
-    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
-                           "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--num_threads", "2"],
-                          capture_output=True, text=True, timeout=120,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "open files" in done.stderr and "--num_threads 0" in done.stderr
+def test_few_open_files_are_one_line_and_no_wait(start, dataroot, tmp_path):  # noqa: F811
+    code, err = within(train.main, ["--name", "a", "--dataroot", dataroot, "--checkpoints_dir", tmp_path,
+                                    *SMALL.split(), "--num_threads", "2"], resource.RLIMIT_NOFILE, 20)
+    assert code == 2 and len(err.splitlines()) == 1, err
+    assert "open files" in err and "--num_threads 0" in err
 
 
 # --- damaged files ---

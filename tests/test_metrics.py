@@ -483,9 +483,9 @@ def test_kernel_distances_of_pairs_are_unbiased_and_their_intervals_cover(rng):
 
 @pytest.mark.parametrize("weights, words", [
     ("vgg99", "torchvision"), ("mnasnet0_5:{}.mnasnet", "neither `features` nor `flatten`"),
-    ("vgg19:nowhere.pth", "no weights at nowhere.pth"),
-    ("resnet18:{}", "holds no conv1.weight"), ("vgg19:{}", "holds no features.0.weight"),
-    ("vgg19:{}.txt", "cannot be read"), ("vgg19:{}.list", "holds a list")])
+    ("squeezenet1_1:nowhere.pth", "no weights at nowhere.pth"),
+    ("resnet18:{}", "holds no conv1.weight"), ("squeezenet1_1:{}", "holds no features.0.weight"),
+    ("squeezenet1_1:{}.txt", "cannot be read"), ("squeezenet1_1:{}.list", "holds a list")])
 def test_bad_feature_networks_are_named(tmp_path, weights, words):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([torch.zeros(1)], tmp_path / "other.pth.list")

@@ -1,5 +1,6 @@
 """Two processes against one: gradients, steps, a run and its resume, over gloo on the CPU."""
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,8 +12,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import equal
+from test_faults import in_process, start  # noqa: F401 - a fixture
 from test_seigan import BOX, tiny, trainer_of
-from test_train import HERE, SMALL, dataroot, records, training_state  # noqa: F401 - a fixture
+from test_train import HERE, SMALL, TAUGHT, dataroot, records, training_state  # noqa: F401 - a fixture
 
 from data import StepSampler
 from running import parallel
@@ -113,9 +115,29 @@ def torchrun(line):
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def test_a_run_of_two_processes_and_its_resume(dataroot, tmp_path):  # noqa: F811
+def ranked(rank, port, line, out):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
+    in_process(line.split(), out)
+
+
+def two(line, folder):
+    """Two processes with what torchrun tells them, forked from one that has imported torch: their exit codes, and what
+    they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=ranked, args=(rank, port, line, str(folder / "out.txt"))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes], (folder / "out.txt").read_text()
+
+
+def test_a_run_of_two_processes_and_its_resume(start, dataroot, tmp_path):  # noqa: F811
     base = f"--dataroot {dataroot} --checkpoints_dir {tmp_path}"
-    whole = torchrun(f"--name whole {base} {SMALL} --print_freq 1 --pool_size 2")
+    whole = torchrun(f"--name whole {base} {TAUGHT} --print_freq 1 --pool_size 2")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert whole.stdout.count("8 objects, 9 backgrounds, 8 steps on cpu, 2 processes") == 1
     lines = records(tmp_path / "whole")
@@ -124,20 +146,20 @@ def test_a_run_of_two_processes_and_its_resume(dataroot, tmp_path):  # noqa: F81
     state = load_checkpoint(tmp_path / "whole" / "latest.pt")
     assert len(state["parts"]) == 1 and not equal(state["parts"][0]["pools"], state["pools"])
 
-    cut = torchrun(f"--name cut {base} {SMALL} --print_freq 1 --pool_size 2 --max_minutes 0")
-    assert "stopped after step 1, all saved" in cut.stdout
-    done = torchrun(f"--name cut {base} --resume --max_minutes 60")
-    assert done.returncode == 0, done.stderr[-2000:]
+    codes, text = two(f"--name cut {base} {TAUGHT} --print_freq 1 --pool_size 2 --max_minutes 0", tmp_path)
+    assert codes == [124, 124] and "stopped after step 1, all saved" in text
+    codes, text = two(f"--name cut {base} --resume --max_minutes 60", tmp_path)
+    assert codes == [0, 0], text
     assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
     with open(tmp_path / "cut" / "config.json") as f:
         assert json.load(f)["options"]["batch_size"] == 2
 
 
-def test_a_batch_that_does_not_divide_is_one_clear_line(dataroot, tmp_path):  # noqa: F811
-    done = torchrun(f"--name a --dataroot {dataroot} --checkpoints_dir {tmp_path} {SMALL} --batch_size 3")
-    assert done.returncode != 0
-    assert "train.py: error: --batch_size must divide by the number of processes, 2, got 3" in done.stderr
+def test_a_batch_that_does_not_divide_is_one_clear_line(start, dataroot, tmp_path):  # noqa: F811
+    codes, text = two(f"--name a --dataroot {dataroot} --checkpoints_dir {tmp_path} {SMALL} --batch_size 3", tmp_path)
+    assert codes == [2, 2]
+    assert text.count("train.py: error: --batch_size must divide by the number of processes, 2, got 3\n") == 2
 
 
 @pytest.mark.slow

@@ -412,18 +412,18 @@ def test_results_below_the_photographs_are_no_input(call, tmp_path, monkeypatch)
     assert code == 0 and "of 8 photographs" in text  # below --out are photographs, where --images names them
 
 
-def test_a_hundred_photographs_load_the_model_once(call, tmp_path, monkeypatch):
+def test_many_photographs_load_the_model_once(call, tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
     with open(tmp_path / "boxes.csv", "w") as f:
         f.write("file,x,y,w,h\n")
-        for i in range(100):
+        for i in range(20):
             stored(picture(40, 30, i), folder, f"{i}.png")
             f.write(f"{i}.png,10,8,20,15\n")
     loads, load = [], photo.load_model
     monkeypatch.setattr(photo, "load_model", lambda *args: loads.append(args) or load(*args))
     code, text, _ = call("cut", "--images", folder, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out")
-    assert code == 0 and len(loads) == 1 and len(names(tmp_path / "out")) == 200 and "100 of 100" in text
+    assert code == 0 and len(loads) == 1 and len(names(tmp_path / "out")) == 40 and "20 of 20" in text
 
 
 @pytest.mark.parametrize("argv, text", [
@@ -518,13 +518,8 @@ def test_removal_without_g_inp_is_refused_before_photographs_are_opened(call, tm
 
 
 def test_as_a_command(run_folder, tmp_path):
-    dog = stored(picture(), tmp_path, "dog.png")
-    argv = [sys.executable, str(ROOT / "photo.py"), "cut", str(dog), "--box", "30,20,40,30", "--gpu", "-1",
-            "--checkpoints_dir", str(run_folder)]
-    done = subprocess.run([*argv, "--name", "exp", "--out", str(tmp_path / "o")], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    missing = subprocess.run([*argv, "--name", "nothing"], cwd=tmp_path, capture_output=True, text=True)
+    """Its exit code is that of `main`. test_readme.py has commands that end well."""
+    argv = [sys.executable, str(ROOT / "photo.py"), "cut", str(stored(picture(), tmp_path, "dog.png")), "--box",
+            "30,20,40,30", "--gpu", "-1", "--checkpoints_dir", str(run_folder), "--name", "nothing"]
+    missing = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "nothing" in missing.stderr
-    silent = subprocess.run([sys.executable, "-c", "import photo"], cwd=ROOT, capture_output=True, text=True)
-    assert silent.returncode == 0 and silent.stdout == silent.stderr == ""

@@ -1,12 +1,18 @@
 """benchmarks/quality.py: minutes until a model is useful."""
 import re
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+import train
 from benchmarks import quality
 from images import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_minutes_are_those_of_the_steps_so_far():
@@ -30,8 +36,12 @@ def test_minutes_until_masks_and_fills_are_useful():
     assert (across[1] - across[0]) / (across[2] - across[1]) == pytest.approx(1, abs=0.01)  # by minutes, not by steps
 
 
-def test_quality_trains_and_scores(dataroot, tmp_path, capfd):
-    """The last checkpoint's IoU is test.py's; a run that its minutes stop is a run."""
+def test_quality_trains_and_scores(dataroot, tmp_path, capfd, monkeypatch):
+    def in_this_process(words, env):
+        assert words[:2] == [sys.executable, str(ROOT / "train.py")] and env["OMP_NUM_THREADS"] == "1"
+        return SimpleNamespace(returncode=train.main(words[2:]))
+
+    monkeypatch.setattr(quality, "subprocess", SimpleNamespace(run=in_this_process))
     words = "--every 2 --batch_size 2 --n_epochs 1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --minutes 60"
     drawn = tmp_path / "quality.svg"
     assert quality.run(["--dataroot", str(dataroot), "--figure", str(drawn), *words.split()]) in (0, None)
@@ -41,4 +51,4 @@ def test_quality_trains_and_scores(dataroot, tmp_path, capfd):
     with pytest.raises(UserError, match="masks"):
         quality.run(["--dataroot", str(dataroot.parent / "bare")])
     with pytest.raises(UserError, match="exit code 2"):
-        quality.run(["--dataroot", str(dataroot), *words.split(), "--ngf", "0"])
+        quality.run(["--dataroot", str(dataroot), *words.split(), "--size", "18"])

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from conftest import equal
+from test_faults import start  # noqa: F401 - a fixture
 from test_train import HERE, SMALL, dataroot, records, run, training_state  # noqa: F401 - fixtures
 
 import losses
@@ -39,21 +40,19 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
     Lock(str(tmp_path)).release()
 
 
-def test_a_second_run_of_one_name_leaves_the_first_alone(run, dataroot, tmp_path):  # noqa: F811
-    command = [sys.executable, os.path.join(HERE, "train.py"), "--name", "a", "--dataroot", str(dataroot),
-               "--checkpoints_dir", str(tmp_path), *SMALL.split(), "--n_epochs", "100000"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_second_run_of_one_name_leaves_the_first_alone(run, start, dataroot, tmp_path):  # noqa: F811
+    first = start(f"--name a --dataroot {dataroot} --checkpoints_dir {tmp_path} {SMALL} --n_epochs 100000", tmp_path)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "a" / "latest.pt").exists():
-            assert first.poll() is None and time.monotonic() < deadline
+            assert first.exitcode is None and time.monotonic() < deadline
             time.sleep(0.1)
         code, out = run("--name a --resume")
         assert code == 2 and f"in use by process {first.pid}" in out.err and len(out.err.splitlines()) == 1
-        assert first.poll() is None
+        assert first.exitcode is None
     finally:
         first.kill()
-        first.wait()
+        first.join()
     step = load_checkpoint(tmp_path / "a" / "latest.pt")["step"]
     code, _ = run(f"--name a --resume --n_epochs {step // 4 + 1} --n_epochs_decay 0")
     assert code == 0  # the lock went with the process

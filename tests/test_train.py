@@ -24,8 +24,9 @@ from running.checkpoint import load_checkpoint, load_model
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ("--gpu -1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --unet_downs 2 --batch_size 2 "
-         "--warm_steps 2 --num_threads 0 --n_epochs 1 --n_epochs_decay 1 --print_freq 2 --val_freq 3 --display_freq 4 "
-         "--save_latest_freq 3")
+         "--num_threads 0 --n_epochs 1 --n_epochs_decay 1 --print_freq 2 --val_freq 3 --display_freq 4 "
+         "--save_latest_freq 3 --lambda_teach 0")  # the box teacher takes a third of a step
+TAUGHT = f"{SMALL} --lambda_teach 30 --warm_steps 2"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_vgg_terms_train(run, tmp_path, vgg19_state):
 
 def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
     """Ended in the middle of an epoch, two steps after a checkpoint: state and log join without a trace."""
-    run(f"--name whole {SMALL} --pool_size 3 --print_freq 1")
+    run(f"--name whole {TAUGHT} --pool_size 3 --print_freq 1")
     step_done = train.Run.step_done
 
     def fail(self, terms, rate):
@@ -166,7 +167,7 @@ def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
             raise OSError("the machine stops")
 
     monkeypatch.setattr(train.Run, "step_done", fail)
-    code, _ = run(f"--name cut {SMALL} --pool_size 3 --print_freq 1")
+    code, _ = run(f"--name cut {TAUGHT} --pool_size 3 --print_freq 1")
     assert code == 2 and load_checkpoint(tmp_path / "cut" / "latest.pt")["step"] == 3
     monkeypatch.setattr(train.Run, "step_done", step_done)
     code, _ = run("--name cut --resume --num_threads 1")
@@ -253,7 +254,7 @@ def test_a_signal_to_all_processes_finishes_the_step_and_saves(dataroot, tmp_pat
 
 
 def test_resume_refuses_another_model(run):
-    run(f"--name a {SMALL}")
+    run(f"--name a {SMALL} --max_minutes 0")
     code, out = run("--name a --resume --ngf 8")
     assert code == 2
     assert out.err == "train.py: error: --ngf was 4 when this run began, got 8: leave it out, or begin a new run " \
@@ -261,7 +262,7 @@ def test_resume_refuses_another_model(run):
 
 
 def test_a_run_is_not_overwritten(run, tmp_path):
-    run(f"--name a {SMALL}")
+    run(f"--name a {SMALL} --max_minutes 0")
     before = (tmp_path / "a" / "latest.pt").read_bytes()
     code, out = run(f"--name a {SMALL}")
     assert code == 2 and "already holds a run: --resume goes on with it" in out.err
@@ -296,7 +297,7 @@ def test_config_says_what_made_the_run(run, tmp_path, dataroot):
 
 
 def test_config_repeats_a_run_to_the_bit(run, tmp_path):
-    run(f"--name a {SMALL} --seed 5 --no_flip --lambda_enh 2 --pool_past --pool_size 3 --max_minutes 60")
+    run(f"--name a {TAUGHT} --seed 5 --no_flip --lambda_enh 2 --pool_past --pool_size 3 --max_minutes 60")
     code, _ = run(f"--name b --config {tmp_path / 'a' / 'config.json'}", root=None)
     assert code == 0
     assert equal(training_state(tmp_path / "a" / "latest.pt"), training_state(tmp_path / "b" / "latest.pt"))
