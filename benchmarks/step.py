@@ -13,7 +13,6 @@ CycleGAN" compares GFLOP/s, each row's by its own count.
 Memory is what a step adds at its peak to the machine's state before the model was built: on a GPU what torch allocated,
 on a CPU the resident set of a process of its own, torch's libraries' first use included.
 """
-import itertools
 import math
 import os
 import statistics
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from multiprocessing import get_context
 
 from running.options import add_device, answer_help, has_bfloat16, make_parser, number, pick_device, whole
@@ -262,13 +262,12 @@ def print_all_steps(args, end):
     print("attainable, GFLOP/s: " + ", ".join(f"{'bfloat16' if amp else 'float32'} {rate / 1e9:.0f}"
                                               for amp, rate in args.peaks.items()), flush=True)
     rows, seconds = args.rows.split(",") if args.rows else all_rows(args.device), args.seconds
-    for batch in args.batches:
-        for size in args.sizes:
-            if time.perf_counter() > end:
-                print(f"steps, {size} px, batch {batch}: skipped, their share of --limit is over")
-                continue
-            print_steps(args, rows, size, batch, seconds)
-            rows, seconds = args.rows.split(",") if args.rows else main_rows(args.device), args.seconds / 3
+    for i, (batch, size) in enumerate(product(args.batches, args.sizes)):
+        if i and time.perf_counter() > end:
+            print(f"steps, {size} px, batch {batch}: skipped, their share of --limit is over")
+            continue
+        print_steps(args, rows, size, batch, seconds)
+        rows, seconds = args.rows.split(",") if args.rows else main_rows(args.device), args.seconds / 3
 
 
 def print_compiled(args, end):
@@ -290,21 +289,19 @@ def print_compiled(args, end):
 
 
 def print_inference(args, end):
-    for batch in args.batches:
-        for size in args.sizes:
-            if time.perf_counter() > end:
-                print(f"inference, {size} px, batch {batch}: skipped, its share of --limit is over")
-                continue
-            model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
-            x, y = images(size, batch, args.device)
-            calls = {"segment": lambda m=model, x=x: m.segment(x), "remove": lambda m=model, x=x: m.remove(x),
-                     "paste": lambda m=model, x=x, y=y: m.paste(x, y)}
-            for call in calls.values():
-                call()
-            left = (end - time.perf_counter()) / 2
-            times = by_turns(calls, args, max(0.0, min(left, args.seconds / 8)))
-            print(f"\ninference, {size} px, batch {batch}, images/s: "
-                  + ", ".join(f"{name} {batch / statistics.median(t):.1f}" for name, t in times.items()), flush=True)
+    for i, (batch, size) in enumerate(product(args.batches, args.sizes)):
+        if i and time.perf_counter() > end:
+            print(f"inference, {size} px, batch {batch}: skipped, its share of --limit is over")
+            continue
+        model = build_model(args.network, size).to(args.device).eval().requires_grad_(False)
+        x, y = images(size, batch, args.device)
+        calls = {"segment": lambda m=model, x=x: m.segment(x), "remove": lambda m=model, x=x: m.remove(x),
+                 "paste": lambda m=model, x=x, y=y: m.paste(x, y)}
+        for call in calls.values():
+            call()
+        times = by_turns(calls, args, min(end - time.perf_counter(), args.seconds) / 8)
+        print(f"\ninference, {size} px, batch {batch}, images/s: "
+              + ", ".join(f"{name} {batch / statistics.median(t):.1f}" for name, t in times.items()), flush=True)
 
 
 def print_data(args, end):
@@ -339,7 +336,7 @@ def print_startup(_args, _end):
 def print_flops(_args, _end):
     """What one image costs, counted on tensors without contents."""
     print("\n| GFLOP an image | px | G_seg | G_enh | G_inp | D | step |\n|---|---|---|---|---|---|---|")
-    for (name, network), size in itertools.product((("paper's sizes", PAPER), ("small", SMALL)), (64, 128, 256)):
+    for (name, network), size in product((("paper's sizes", PAPER), ("small", SMALL)), (64, 128, 256)):
         with FakeTensorMode():  # not the device "meta", for which there is no autocast
             model = build_model(network, size)
             x, y, noise = (torch.empty(1, c, size, size) for c in (3, 3, 1))
