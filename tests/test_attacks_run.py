@@ -130,10 +130,10 @@ def test_an_archive_that_would_grow_is_refused(tmp_path):
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
         new.writestr("latest/data/999", bytes(10**8))
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(UserError, match="is damaged or no checkpoint"):
         load_checkpoint(bomb)
-    assert time.monotonic() - begun < 0.5, "it was unpacked"
+    assert time.process_time() - begun < 0.5, "it was unpacked"
 
 
 class Reserve:
@@ -454,10 +454,10 @@ def test_a_key_of_anything_is_one_line(tmp_path, capsys, key):
     ([("a", "b", "left", 1, 1, "more", "x" * 501)], "no votes|more than 500"),
 ])
 def test_votes_of_anything_are_one_line(tmp_path, capsys, votes, words):
-    begun = time.monotonic()
+    begun = time.process_time()
     code = study.main(["fit", write_votes(tmp_path / "v.csv", votes), "--out", str(tmp_path)])
     err = capsys.readouterr().err
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert code == 2 and any(w in err for w in words.split("|")) and len(err.splitlines()) == 1 or "more" in votes[0]
 
 

@@ -373,10 +373,10 @@ def test_damaged_annotations_are_one_line_or_right_crops(tmp_path, count, capsys
 def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20000, 20000)).save(path)  # 50 KB on the disk, 1.2 GB in memory
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(OSError, match="cannot read the image .*bomb.png .*decompression bomb"):
         load_image(str(path), 16)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize("name", ["a\nb", "bäh 🦋", "a b'\"$", "-x", "%s{}"])
