@@ -37,7 +37,7 @@ OPTIONS = {
     "grow_hole": (1, 0, "px by which masks are grown before G_inp fills them in tests"),
     "box_prior": (1.1, 0.0, "keep masks in the object's box grown by this factor, 0 = not (the paper)"),
     "lr_seg": (2.0, 0.0, "factor on --lr for G_seg"),
-    "warm_steps": (500, 0, "steps at first in which only what the box teacher and holes in y teach is learned"),
+    "warm_steps": (500, 0, "first steps, without discriminators: λ_teach and λ_fill alone, if a box teaches"),
     "pool_size": (50, 0, "images in each replay pool, 0 = none"),
     "pool_past": (False, None, "fakes are drawn from the pool as the steps before left it, not exchanged"),
     "no_diffaug": (False, None, "discriminators see images as they are, not augmented"),
@@ -306,7 +306,7 @@ class Trainer:
         self.averaged = copy.deepcopy(model, shared).requires_grad_(False) if ema else model  # Deviation: for tests
 
     def train_step(self, batch, lr_factor=1.0):
-        """One update of the generators, then one of the discriminators (§3.4).
+        """One update of the generators, then one of the discriminators (§3.4); at first, `warm_step`s.
 
         batch: {"x", "y": (N, 3, H, W) in [-1, 1]; "box": (N, 4), the objects' boxes in x}; lr_factor: on all rates.
         Returns {name: detached scalar tensor}: the unweighted terms, "total", "D_obj", "D_bg", `losses.mask_figures`,
@@ -355,7 +355,7 @@ class Trainer:
         return {k: v.detach() for k, v in log.items()} | {"skipped": m.new_tensor(float(not applied))}
 
     def teaches(self):
-        return self.teacher and self.model.lambdas["teach"]
+        return self.teacher is not None and self.model.lambdas["teach"] > 0
 
     def taught(self, x, box):
         """m of x in other colours, lest the teacher's mistakes are learned by heart, and {"teach": m against its}."""

@@ -177,6 +177,9 @@ def greet(run, dataset, device):
     if unknown and "boxes" in methods.SUPERVISION[run.args.method]:
         run.say(f"{unknown} of {len(crops.stems)} objects' boxes are not known from crops.json: nothing keeps their "
                 "masks from growing over the whole crop")
+    if hasattr(run.trainer, "warm_step") and run.trainer.teaches() and run.last_step <= run.trainer.warm_steps:
+        run.say(f"all {run.last_step} steps are among the --warm_steps {run.trainer.warm_steps}, in which only masks "
+                "and first fills are learned: train longer, or give fewer of these")
     if step >= run.last_step:
         run.say(f"step {step} of {run.last_step} is done: more --n_epochs or --n_epochs_decay train on")
 

@@ -3,10 +3,11 @@
     python -m benchmarks.quality --dataroot datasets/butterflies --methods seigan boxes supervised --minutes 10 \\
         --figure quality.svg --size 64 --ngf 16 --ndf 32 --seg_blocks 4 --batch_size 4
 
-What quality does not know goes to train.py. Each run is stopped after --minutes of training steps, by the clock, on one
-thread of a CPU; so nothing else should be running. Its checkpoints are scored afterwards as test.py scores them, on
-test/: IoU of the raw masks of the averaged model and, where the method has a G_inp, the error of the fills of its first
-U-Net beside Laplace's equation. Nothing is chosen by these figures, and the runs are thrown away.
+What quality does not know goes to train.py. Each run is stopped after --minutes by the clock, on one thread of a CPU:
+nothing else should be running. The minutes that are told are those of its steps alone. Its checkpoints, 95 MB each
+for the small model, stay in the folder for temporary files until they are scored as test.py does it, on test/: IoU of
+the raw masks of the averaged model and, where the method has a G_inp, the error of the fills of its first U-Net
+beside Laplace's equation. Nothing is chosen by these figures, and the runs are thrown away.
 """
 import json
 import os

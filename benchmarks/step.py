@@ -31,6 +31,7 @@ PAPER = dict(ngf=64, ndf=64, seg_blocks=6, n_layers_D=0)  # 0: as the size asks
 SMALL = dict(ngf=16, ndf=32, seg_blocks=4, n_layers_D=0)
 # and their shares of --limit
 PARTS = {"steps": 16, "compile": 10, "curves": 7, "inference": 3, "data": 2, "startup": 1, "flops": 1}
+NAMES, OPTIONS = ("literal", "cyclegan", "ours"), ("amp", "teacher", "channels_last", "no_diffaug", "no_ema", "compile")
 GPU_ONLY = ("compile", "curves")  # else when asked for
 IMAGES = {"train": {"objects": 400, "backgrounds": 400}, "val": {"objects": 60, "backgrounds": 1}}
 
@@ -85,6 +86,10 @@ def get_args():
     args.parts = args.parts.split(",") if args.parts else [p for p in PARTS if not on_cpu or p not in GPU_ONLY]
     if unknown := set(args.parts) - PARTS.keys():
         get_args_parser().error(f"--parts {','.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    for row in args.rows.split(",") if args.rows else ():
+        name, *options = row.split("+")
+        if name not in NAMES or not {*options} <= {*OPTIONS}:
+            get_args_parser().error(f"--rows has {row}: rows are {', '.join(NAMES)}, with +{', +'.join(OPTIONS)}")
     for name, value in (SMALL if on_cpu else PAPER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -133,7 +138,7 @@ def build_step(row, network, size, batch, device):
 
 
 def main_rows(device):
-    """The literal step, CycleGAN's, and ours without a teacher; the last is the default on this device."""
+    """The literal step, CycleGAN's, and ours without a teacher, last in the precision that is the default here."""
     bfloat16 = ["cyclegan+amp", "ours", "ours+amp"] if has_bfloat16(device) else ["ours"]
     return ["literal", "cyclegan", *bfloat16]
 

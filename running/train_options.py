@@ -24,6 +24,7 @@ PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, 
              lambda_inp2=1.0, lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
 PAPERS = dict.fromkeys(("seigan", "nocycle", "supervised"), PAPER)  # the methods that the paper has
 # Options that may change when a run is resumed; the others are part of what is being trained.
+EARLIER = {"warm_steps": 0}  # what runs of earlier code did that had not these options
 RESUMABLE = {"name", "dataroot", "resume", "config", "device", "checkpoints_dir", "num_threads", "n_epochs",
              "n_epochs_decay", "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep",
              "max_minutes", "on_collapse", "compile", "tensorboard"}
@@ -144,7 +145,7 @@ def parse(argv):
         set_defaults(parser, {"n_epochs": half, "n_epochs_decay": half} | (letter(method) or {}))
     if repeated:
         _check_values(parser, repeated, known.config)
-        parser.set_defaults(**repeated)
+        set_defaults(parser, EARLIER | repeated)
     if checkpoint:
         args = _resumed(parser, argv, checkpoint["options"])
     else:
@@ -206,6 +207,7 @@ def older_remedy(args):
 def _resumed(parser, argv, saved):
     """The options of a resumed run: `saved`, but for what `argv` gives and may change, and where the run lies."""
     known = {action.dest for action in parser._actions}
+    saved = {key: value for key, value in EARLIER.items() if key in known} | saved
     _check_values(parser, {key: value for key, value in saved.items() if key in known}, "the checkpoint")
     parser.set_defaults(**{key: value for key, value in saved.items() if key != "checkpoints_dir"})
     args = parser.parse_args(argv)

@@ -98,8 +98,9 @@ def test_these_stand_alone(tmp_path):
     for name in ("images", "networks", "losses", "crf"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / f"{name}.py", tmp_path / name)
-    code = "import sys; sys.path[0] = 'images'; import images; assert 'torch' not in sys.modules\n" + "".join(
-        f"sys.path[0] = {name!r}; import {name}; del sys.modules[{name!r}]\n" for name in ("networks", "losses", "crf"))
+    code = "import sys\n" + "".join(
+        f"sys.path[0] = {name!r}; import {name}; assert ('torch' in sys.modules) == {name != 'images'}\n"
+        f"del sys.modules[{name!r}]\n" for name in ("images", "networks", "losses", "crf"))
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -97,10 +97,9 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(mode, lambdas, 
     monkeypatch.setattr(torch, "randn", both_halves)
     one = one_step(trainer, slice(None))
     monkeypatch.undo()
-    gradients = {k: g for k, g in two[0].items() if k in one or g.abs().max() > 0}
-    assert gradients.keys() == one.keys()
+    assert two[0].keys() == one.keys()  # no zeros where there is no gradient: Adam would count them
     for name, gradient in one.items():
-        assert torch.allclose(gradient, gradients[name], atol=1e-6), name
+        assert torch.allclose(gradient, two[0][name], atol=1e-6), name
 
 
 def test_each_process_takes_its_part_of_every_batch():
@@ -132,6 +131,7 @@ def two(line, folder):
         process.start()
     for process in processes:
         process.join(300)
+        process.kill()
     return [process.exitcode for process in processes], (folder / "out.txt").read_text()
 
 

@@ -20,7 +20,7 @@ import train
 from crops import demo
 from running import methods, train_options
 from running import run as runs
-from running.checkpoint import load_checkpoint, load_model
+from running.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ("--gpu -1 --size 16 --ngf 4 --ndf 4 --n_layers_D 2 --seg_blocks 1 --unet_downs 2 --batch_size 2 "
@@ -156,8 +156,9 @@ def test_vgg_terms_train(run, tmp_path, vgg19_state):
 
 
 def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
-    """Ended in the middle of an epoch, two steps after a checkpoint: state and log join without a trace."""
-    run(f"--name whole {TAUGHT} --pool_size 3 --print_freq 1")
+    """Ended in the middle of an epoch, two steps after a checkpoint, one before the last warm step: state and log join
+    without a trace."""
+    run(f"--name whole {TAUGHT} --warm_steps 4 --pool_size 3 --print_freq 1")
     step_done = train.Run.step_done
 
     def fail(self, terms, rate):
@@ -167,13 +168,28 @@ def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
             raise OSError("the machine stops")
 
     monkeypatch.setattr(train.Run, "step_done", fail)
-    code, _ = run(f"--name cut {TAUGHT} --pool_size 3 --print_freq 1")
+    code, _ = run(f"--name cut {TAUGHT} --warm_steps 4 --pool_size 3 --print_freq 1")
     assert code == 2 and load_checkpoint(tmp_path / "cut" / "latest.pt")["step"] == 3
     monkeypatch.setattr(train.Run, "step_done", step_done)
     code, _ = run("--name cut --resume --num_threads 1")
     assert code == 0
     assert equal(training_state(tmp_path / "whole" / "latest.pt"), training_state(tmp_path / "cut" / "latest.pt"))
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_runs_from_before_there_were_warm_steps_go_on_without(run, tmp_path):
+    code, out = run(f"--name a {TAUGHT} --warm_steps 9 --n_epochs 1 --n_epochs_decay 0")
+    assert code == 0 and "all 4 steps are among the --warm_steps 9" in out.out
+    state = load_checkpoint(tmp_path / "a" / "latest.pt")
+    del state["options"]["warm_steps"]
+    save_checkpoint(tmp_path / "a" / "latest.pt", state)
+    code, out = run("--name a --resume --n_epochs 2")
+    assert code == 0 and any("D_obj" in line for line in records(tmp_path / "a") if line["step"] > 4), out.err
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    del config["options"]["warm_steps"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    code, out = run(f"--name b --config {tmp_path / 'a' / 'config.json'} --n_epochs 1", root=None)
+    assert code == 0 and "D_obj" in records(tmp_path / "b")[0], out.err
 
 
 @pytest.mark.parametrize("hardware", [True, False])
