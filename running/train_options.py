@@ -15,7 +15,7 @@ from running.options import add_device, has_bfloat16, make_parser, number, pick_
 # What --demo changes in the defaults. Its 800 clean drawings are not learned by heart: without augmentation, and in
 # small batches, the same minutes give better masks.
 DEMO = dict(dataroot="datasets/demo", size=48, batch_size=4, ngf=16, ndf=32, seg_blocks=3,
-            no_diffaug=True, n_epochs=8)
+            no_diffaug=True, n_epochs=5)
 # What --paper changes: all that the paper does otherwise, or does not have (docs/reproduce.md); and CycleGAN's
 # schedule, half of the epochs at the full rate and half of decay. λ3 is for sums at 128 px.
 PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, no_flip=True, ema=0.0, amp=False,
