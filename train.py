@@ -80,8 +80,9 @@ def loop(run, dataset, steps_per_epoch, shown, val, device, signals):
         """IoU on the held-out masks, at source resolution. A signal ends it; a resume makes up for it."""
         if not getattr(trainer.averaged, "ready", True):
             return
-        run.validated(validate(trainer.averaged, val, device, args.batch_size,
-                               part=slice(ranks.rank, None, ranks.count), stopped=lambda: signals))
+        sums = validate(trainer.averaged, val, device, args.batch_size, part=slice(ranks.rank, None, ranks.count),
+                        stopped=lambda: signals)
+        run.validated(sums, trainer.step > warm_until(trainer))
 
     if trainer.step == 0:
         save_samples(run, shown, device)
@@ -168,6 +169,11 @@ def resume(run, checkpoint):
                         f"{' '.join(str(error).split())[:200]}): {train_options.older_remedy(run.args)}") from error
 
 
+def warm_until(trainer):
+    """How many steps leave some networks as they are at first, see `seigan.Trainer.warm_step`; 0 of other trainers."""
+    return trainer.warm_steps if hasattr(trainer, "warm_step") and trainer.teaches() else 0
+
+
 def greet(run, dataset, device):
     """Say what is about to happen."""
     crops, step = dataset.crops, run.trainer.step
@@ -177,7 +183,7 @@ def greet(run, dataset, device):
     if unknown and "boxes" in methods.SUPERVISION[run.args.method]:
         run.say(f"{unknown} of {len(crops.stems)} objects' boxes are not known from crops.json: nothing keeps their "
                 "masks from growing over the whole crop")
-    if hasattr(run.trainer, "warm_step") and run.trainer.teaches() and run.last_step <= run.trainer.warm_steps:
+    if run.last_step <= warm_until(run.trainer):
         run.say(f"all {run.last_step} steps are among the --warm_steps {run.trainer.warm_steps}, in which only masks "
                 "and first fills are learned: train longer, or give fewer of these")
     if step >= run.last_step:

@@ -199,8 +199,9 @@ class Run:
         self.skips.load_state_dict(state["skips"])
         self.watch.load_state_dict(state["watch"])
 
-    def validated(self, sums):
-        """Log a validation and keep the best model. sums: of `evaluate.validate`, None if a signal ended it."""
+    def validated(self, sums, whole=True):
+        """Log a validation and keep the best model. sums: of `evaluate.validate`, None if a signal ended it; whole:
+        whether all of the model's networks have begun to learn, else it cannot be the best."""
         cut, iou, area, n = self.ranks.reduce([1, 0, 0, 0] if sums is None else [0, *sums])
         self.meter.restart()
         if cut:
@@ -209,7 +210,7 @@ class Run:
         if self.writes:
             self.record({"val_iou": iou / n, "val_mask_area": area / n})
         self.say(f"step {step}: IoU {iou / n:.3f} on val/, mask area {area / n:.3f}")
-        if iou / n > self.best_iou:
+        if whole and iou / n > self.best_iou:
             before, self.best_iou = self.best_iou, iou / n
             failed, = self.ranks.reduce([self.writes and not self.write(self.save_best)], "max")
             if failed:  # in the one process that writes, but all must think of the same best

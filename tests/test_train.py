@@ -177,6 +177,16 @@ def test_a_killed_run_goes_on_exactly(run, tmp_path, monkeypatch):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
+@pytest.mark.parametrize("warm, kept", [(6, 7), (8, None)])
+def test_the_best_model_has_learned_all(run, tmp_path, monkeypatch, warm, kept):
+    """Validated at each of eight steps, all as good: the first after the warm ones is kept."""
+    monkeypatch.setattr(train, "validate", lambda *args, **kwargs: [0.5, 0.1, 1])
+    code, out = run(f"--name a {TAUGHT} --warm_steps {warm} --val_freq 1")
+    assert code == 0, out.err
+    best = tmp_path / "a" / "best.pt"
+    assert (load_checkpoint(best)["step"] if best.exists() else None) == kept
+
+
 def test_runs_from_before_there_were_warm_steps_go_on_without(run, tmp_path):
     code, out = run(f"--name a {TAUGHT} --warm_steps 9 --n_epochs 1 --n_epochs_decay 0")
     assert code == 0 and "all 4 steps are among the --warm_steps 9" in out.out
