@@ -58,11 +58,13 @@ def images(n=2, seed=1, dtype=torch.float32):
 
 
 def test_fused_calls_equal_separate_calls():
-    model = tiny().double()
+    model = tiny(head_bias=0.0).double()  # with masks on both sides of ½
     x, y = images(3, dtype=torch.double)
     fused = model.swap(x, y, rng=torch.Generator().manual_seed(5))
+    assert 0 < fused.hole.mean() < 1
     for name, expected in literal_swap(model, x, y, torch.Generator().manual_seed(5), BOX).items():
-        assert torch.allclose(getattr(fused, name), expected, atol=1e-12), name
+        where = fused.hole if name == "y_fill" else 1.0  # elsewhere nothing is asked of it
+        assert torch.allclose(where * getattr(fused, name), where * expected, atol=1e-12), name
 
 
 def test_swap_makes_six_generator_calls():
