@@ -24,7 +24,7 @@ WITHOUT_ONNX = [p for p in ("onnx", "onnxscript", "onnxruntime") if not export.h
 
 def build(method=SEIGAN, **options):
     torch.manual_seed(0)
-    model = method(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3, **options)
+    model = method(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=2, **options)  # of 3 it takes minutes
     for p in model.parameters():  # far from the small initial weights, so that a wrong input shows
         torch.nn.init.normal_(p, 0, 0.2)
     return model.eval().requires_grad_(False)
@@ -35,6 +35,11 @@ def exported(tmp_path_factory):
     """The model, the folder of its torch.export programs, and the reported differences."""
     model, folder = build(), tmp_path_factory.mktemp("exported")
     return model, folder, export.export_model(model, str(folder), onnx=False)
+
+
+@pytest.fixture(scope="module")
+def programs(exported):
+    return {k: torch.export.load(str(exported[1] / f"{k}.pt2")).module() for k in export.PROGRAMS}  # takes 25 s
 
 
 def inputs(n, height, width):
@@ -48,11 +53,10 @@ SIZES = [(1, 16, 16), (4, 32, 32), (2, 33, 47), (3, 64, 25)]
 
 
 @pytest.mark.parametrize("n, height, width", SIZES)
-def test_programs_give_what_the_model_gives(exported, n, height, width):
-    model, folder, _ = exported
+def test_programs_give_what_the_model_gives(exported, programs, n, height, width):
+    model = exported[0]
     image, background, mask, noise, box = inputs(n, height, width)
     x, y = 2 * image - 1, 2 * background - 1
-    programs = {k: torch.export.load(str(folder / f"{k}.pt2")).module() for k in export.PROGRAMS}
     assert torch.allclose(programs["segment"](image, box), model.segment(x, box), atol=1e-5)
     y_hat = model.G_enh(mask * x + (1 - mask) * y, noise)
     assert torch.allclose(programs["enhance"](image, background, mask, noise), (y_hat + 1) / 2, atol=1e-4)
