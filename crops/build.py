@@ -292,12 +292,13 @@ class SplitBuild:
         """Take the crops that this source gave before off the list, then delete their files."""
         old = {kind: [stem for stem, crop in self.index[kind].items() if crop["origin"] == self.number]
                for kind in ("objects", "backgrounds")}
+        # also where none of its crops is listed: a command may have been killed between sources.json and crops.json
+        self.index["images"] = [image for image in self.index["images"] if image["origin"] != self.number]
         if any(old.values()):
             dataroot.plan_removal(self.folder, old, self.index)
             for kind, stems in old.items():
                 for stem in stems:
                     del self.index[kind][stem]
-            self.index["images"] = [image for image in self.index["images"] if image["origin"] != self.number]
             self.index["rules"][self.number].update(plan="", counts={})
             dataroot.save_index(self.folder, self.index)
             dataroot.remove_crops(self.folder, old, self.index)

@@ -1,14 +1,18 @@
 """benchmarks/attack.py: what it calls a fault, and a few cases of it."""
 import os
+import shutil
 import sys
 import time
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import prepare
 from benchmarks import attack
+from crops import index
 from images import written_whole
 from running import options
 from running.folder import Lock
@@ -117,3 +121,31 @@ def test_processes_that_are_left_behind_are_a_fault(tmp_path, monkeypatch):
 def test_doors_hold(capfd):
     assert attack.run("--doors csv crops.json votes vgg --n 4 --kills 0 --races 0".split()) == 0
     assert "FAULT" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("last", range(1, 7))
+def test_a_kill_between_the_files_of_an_index_leaves_no_trace(tmp_path, monkeypatch, last):
+    """sources.json and crops.json are written one after the other, twice: once without the crops to be replaced."""
+    attack.write_photos(tmp_path / "photos", range(4), tmp_path / "boxes")
+    monkeypatch.chdir(tmp_path)
+    words, real, written = [*attack.COCO[1:], "data", "--num_workers", "0"], index.written_whole, []
+
+    @contextmanager
+    def killed(path, *args, **kwargs):
+        with real(path, *args, **kwargs) as file:
+            yield file
+        written.append(path)
+        if len(written) == last:
+            raise KeyboardInterrupt
+
+    assert prepare.main(words) == 0
+    shutil.copytree("data", "before")
+    assert prepare.main([*words, "--y_per_x", "0.5"]) == 0
+    expected = attack.fingerprint("data")
+    shutil.rmtree("data")
+    os.rename("before", "data")
+    monkeypatch.setattr(index, "written_whole", killed)
+    code = prepare.main([*words, "--y_per_x", "0.5"])
+    monkeypatch.setattr(index, "written_whole", real)
+    assert code == (130 if len(written) == last else 0)
+    assert prepare.main([*words, "--y_per_x", "0.5"]) == 0 and attack.fingerprint("data") == expected
