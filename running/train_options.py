@@ -23,8 +23,8 @@ PAPER = dict(box_prior=0.0, lambda_teach=0.0, lambda_fill=0.0, no_diffaug=True, 
              inp_direct=True, grow_hole=0, imagegan=True, pool_past=True, gram_sum=True, lambda_inp=1.0,
              lambda_inp2=1.0, lambda_bg_texture=1e-4, lambda_bg_perc=1.0, lambda_obj_perc=1.0)
 PAPERS = dict.fromkeys(("seigan", "nocycle", "supervised"), PAPER)  # the methods that the paper has
-# Options that may change when a run is resumed; the others are part of what is being trained.
 EARLIER = {"warm_steps": 0}  # what runs of earlier code did that had not these options
+# Options that may change when a run is resumed; the others are part of what is being trained.
 RESUMABLE = {"name", "dataroot", "resume", "config", "device", "checkpoints_dir", "num_threads", "n_epochs",
              "n_epochs_decay", "vgg_weights", "print_freq", "display_freq", "save_latest_freq", "val_freq", "keep",
              "max_minutes", "on_collapse", "compile", "tensorboard"}
