@@ -179,6 +179,7 @@ def copied(base, journal=False):
 
 def start(words, folder, log):
     """The command `words` in a process of its own, a fork of this one: torch is imported already. Returns its id."""
+    Path(log).touch()  # a kill may come before the process has opened it
     process = os.fork()
     if process:
         return process

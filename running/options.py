@@ -17,6 +17,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from images import UserError, printable
 
+# how torch, its oneDNN and Python name it, by RuntimeErrors like any other
+NO_MEMORY = "can't allocate memory|not enough memory|bad_alloc|could not create a primitive|can't start new thread"
+
 # what a terminal obeys in place of showing it, and what is no text; "\x1b[A", tqdm's way up a line, passes
 UNPRINTABLE = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
                          r"\ud800-\udfff]")
@@ -223,8 +226,8 @@ def outlets(prog):
 def command(prog, run, argv=None, stopped="stopped"):
     """`run(argv)` as the command `prog`: returns the exit code, that of `run` or 0.
 
-    A `UserError`, and what the system refuses (OSError, a full GPU), become one line on stderr and exit code 2; Ctrl-C
-    becomes the line `stopped` and 130. Whatever else is raised is a mistake of ours and keeps its traceback.
+    A `UserError`, and what the system refuses (OSError, memory, threads), become one line on stderr and exit code 2;
+    Ctrl-C becomes the line `stopped` and 130. Whatever else is raised is a mistake of ours and keeps its traceback.
     """
     with outlets(prog):
         return _command(prog, run, sys.argv[1:] if argv is None else argv, stopped)
@@ -250,11 +253,13 @@ def _command(prog, run, argv, stopped):
     except KeyboardInterrupt:
         print(f"{prog}: {stopped}", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.cuda.OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch.cuda's
+            message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
+        elif isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            told = printable(error).strip() or "MemoryError"
+            message = f"no memory is left ({told[:200]}): end other programs, or give this one less to do at once"
+        else:
             raise
-        message = "the GPU's memory is full: lower --batch_size, --size or --ngf"
     print(f"{prog}: error: {printable(message)}", file=sys.stderr)
     return 2

@@ -1,6 +1,7 @@
 """benchmarks/attack.py: what it calls a fault, and a few cases of it."""
 import os
 import shutil
+import signal
 import sys
 import time
 import types
@@ -37,6 +38,13 @@ def test_what_is_a_fault(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "command", module)
     log = tmp_path / "log"
     assert attack.wait(attack.start(("command",), tmp_path, log), log, seconds=3) == expected
+
+
+def test_a_process_killed_at_once_has_said_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(attack.os, "fork", lambda fork=os.fork: fork() or time.sleep(60))  # it gets no further
+    process = attack.start(("command",), tmp_path, tmp_path / "log")
+    os.kill(process, signal.SIGKILL)
+    assert attack.wait(process, tmp_path / "log", sent=signal.SIGKILL) == ("ended by signal 9", False)
 
 
 def test_damage_depends_on_the_seed_alone_and_reaches_values():

@@ -219,6 +219,10 @@ def test_bfloat16_is_the_hardware_s_choice_and_a_run_keeps_it(run, tmp_path, mon
 
 @pytest.mark.parametrize("error, code, words", [
     (torch.cuda.OutOfMemoryError("CUDA out of memory"), 2, "GPU's memory is full: lower --batch_size"),
+    (MemoryError(), 2, r"no memory is left \(MemoryError\): end other programs"),
+    (RuntimeError("could not create a primitive"), 2, "no memory is left .could not create a primitive"),
+    (RuntimeError("can't start new thread"), 2, "no memory is left .can't start new thread"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "no memory is left .Default"),
     (KeyboardInterrupt(), 130, "stopped before training began")])
 def test_what_stops_the_machine_is_one_clear_line(run, monkeypatch, error, code, words):
     monkeypatch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(error))
