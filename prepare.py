@@ -162,7 +162,7 @@ def add_rule_options(parser):
     add("--y_per_image", type=whole(1, 1000), metavar="N", help="most backgrounds from one image [8]")
     add("--y_from", metavar="same|any|DIR",
         help="backgrounds from: same = images that give an object; any = all annotated images; DIR = a folder of "
-             "images without objects [any]")
+             "images without objects, divided between the splits unless it is named as one, as backgrounds/train [any]")
     add("--seed", type=whole(0, 2**31 - 1), metavar="N", help="of background positions [0]")
 
 

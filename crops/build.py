@@ -126,22 +126,28 @@ def no_objects(target, photos, dropped) -> str:
             f"{remedy(rule, photos, target.rules)}")
 
 
+def is_of_split(target) -> bool:
+    """Whether --y_from is a folder that is named as the split, as backgrounds/test: then all in it is for that one."""
+    return Path(target.rules.y_from).resolve().name == target.split
+
+
 def more_room(target, y_photos) -> str:
     """Where backgrounds of X's sizes could come from, when `y_photos` have no room for them."""
     y_from, share = target.rules.y_from, int(target.split != "train")
+    divided = "" if is_of_split(target) else f" (they are divided by their names, --test_fraction {share} takes all)"
     if y_from in ("same", "any"):
         return (f"objects leave too little room in their photographs (at most --y_per_image {target.rules.y_per_image} "
                 "each): --y_from DIR takes backgrounds from photographs without objects")
     if not y_photos:
-        return (f"no image of --y_from {y_from} is for {target.split}: they are divided by their names, "
-                f"--test_fraction {share} takes all{target.skipped()}")
-    return (f"the {len(y_photos)} images of --y_from {y_from} for {target.split} are too few, or too small for the "
-            "objects' windows: add more and larger ones")
+        return f"no image of --y_from {y_from} is for {target.split}{divided}{target.skipped()}"
+    return (f"the {len(y_photos)} images of --y_from {y_from} for {target.split}{divided} are too few, or too small "
+            "for the objects' windows: add more and larger ones")
 
 
 def background_photos(target, photos, found) -> list:
     """The images that backgrounds may come from, as --y_from says. Those of a folder are divided by their names,
-    between all splits if --split is auto, else between train and the others; what is annotated keeps its boxes."""
+    between all splits if --split is auto, else between train and the others, unless the folder is named as the split;
+    what is annotated keeps its boxes."""
     rules, output = target.rules, target.output
     if rules.y_from == "any":
         return photos
@@ -151,7 +157,7 @@ def background_photos(target, photos, found) -> list:
     folder = read_folder(rules.y_from, target.source.skips, prefix, dataroot.own_files(output.dataroot))
     if output.split == "auto":
         folder = dict(output.parts(folder))[target.split]
-    else:
+    elif not is_of_split(target):
         part = "train" if target.split == "train" else "test"
         folder = [photo for photo in folder if auto_split(photo.file, output.test_fraction) == part]
     annotated = {os.path.abspath(photo.path): photo for photo in target.source.photos}

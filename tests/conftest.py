@@ -1,5 +1,6 @@
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import torch
 
 from crops import demo
 
+torch.set_num_threads(1)  # files of tests run side by side, and small tensors gain nothing by more
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for the commands that tests start
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

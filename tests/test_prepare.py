@@ -395,6 +395,16 @@ def test_near_duplicates_across_the_split_are_reported(tmp_path, capsys):
     assert "train 001.png  test 002.png" in capsys.readouterr().out
 
 
+def test_a_folder_named_as_the_split_is_all_for_it(source, tmp_path):
+    used = {}
+    for name in ("test", "plain"):
+        write_source(tmp_path / name, 12, seed=3, boxes_each=0)
+        coco(source, tmp_path / f"of_{name}", "--split", "test", "--y_from", tmp_path / name, "--y_per_image", "1",
+             "--y_per_x", "9")
+        used[name] = {c["source"] for c in index_of(tmp_path / f"of_{name}", "test")["backgrounds"].values()}
+    assert len(used["test"]) == 12 and 0 < len(used["plain"]) < 9
+
+
 @pytest.mark.parametrize("y_from", ["same", "any", "DIR"])
 def test_where_backgrounds_come_from(source, tmp_path, y_from):
     plain = tmp_path / "plain"
