@@ -231,8 +231,9 @@ def wait(process, log, seconds=PATIENCE, sent=None):
     return {0: ("worked", False), 1: ("failed in part", False), 2: ("refused", False)}.get(code, (f"code {code}", True))
 
 
-def left_behind(group, seconds=5):
-    """Whether processes of a group go on, after some seconds in which they may end; then they are killed."""
+def left_behind(group, seconds=30):
+    """Whether processes of a group go on, after some seconds in which they may end; then they are killed. torch's
+    loading processes look every 5 s whether theirs lives."""
     end = time.monotonic() + seconds
     while alive := [pid for pid, state, its in processes() if its == group and state != "Z"]:
         if time.monotonic() > end:
