@@ -8,11 +8,11 @@ that writes is sent SIGKILL or SIGTERM at a random moment, up to three times, an
 after an undisturbed one. races: every two of the commands that share one folder are started together, and then each
 again; the folder must be as after one of them, or one after the other, and not both may refuse.
 
-Anything else is a fault: a traceback, a signal of the system's, more than 20 s of computing or two minutes in all,
-processes that outlive their command, control characters in what is printed, a file changed outside the folder. Each
-case depends on the seed and its number alone, which are printed with a fault, but for the moments of a busy machine.
-Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there was a fault. --doors, --kills 0 and
---races 0 leave these parts out.
+Anything else is a fault: a traceback, a signal of the system's, a full memory, more than 20 s of computing or two
+minutes in all, processes that outlive their command, control characters in what is printed, a file changed outside the
+folder. Each case depends on the seed and its number alone, which are printed with a fault, but for the moments of a
+busy machine. Memory is limited to 1 GB beyond what Python and torch take. Exit code 1 if there was a fault. --doors,
+--kills 0 and --races 0 leave these parts out.
 """
 import argparse
 import faulthandler
@@ -223,6 +223,8 @@ def wait(process, log, seconds=PATIENCE, sent=None):
         return "traceback", True
     if os.WIFSIGNALED(done[1]):
         return f"signal {os.WTERMSIG(done[1])}", True
+    if "no memory is left" in text:  # a small file that asks for a gigabyte
+        return "memory", True
     code = os.WEXITSTATUS(done[1])
     if re.search("[\x00-\x08\x0e-\x1f\x7f-\x9f]", text):
         return "control characters", True

@@ -26,6 +26,7 @@ SAYS = {
     "hangs": ("import time; time.sleep(60)", ("hung", True)),
     "steers": (r"print('\x1b[2J'); return 2", ("control characters", True)),
     "fills": ("x = bytearray(2**33)", ("traceback", True)),
+    "asks": ("import running.options as o; return o.command('x', lambda _: bytearray(2**33), [])", ("memory", True)),
     "exits": ("return 9", ("code 9", True)),
 }
 
