@@ -4,6 +4,7 @@ Needs numpy and Pillow only and imports nothing of this project, so that every m
 here for the same reason, and what guards against names and values of files that others made.
 """
 import json
+import math
 import mmap
 import os
 import stat
@@ -114,10 +115,18 @@ def fits(value, form) -> bool:
     return all(fits(value[k.rstrip("?")], f) if k.rstrip("?") in value else k.endswith("?") for k, f in form.items())
 
 
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
 def parse_json(text, form):
-    """The value that a JSON text holds; None where it is no JSON, or not of this form (see `fits`)."""
+    """The value that a JSON text holds; None where it is no JSON (nor are NaN and 1e400), or not of this form, see
+    `fits`."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         return None
     return value if fits(value, form) else None

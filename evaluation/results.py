@@ -25,7 +25,7 @@ def read_results(results_dir, name):
     rows = [row for _, row in read_rows(path)]
     for row in rows:
         stem = row["stem"] = unquoted(row.get("stem") or "")
-        if not stem or os.path.basename(stem) != stem:
+        if not stem or os.path.basename(stem) != stem or "\0" in stem:
             raise UserError(f"{path} names an image {stem!r}: {again}")
     if not rows or len(rows) != figures["n_images"]:
         raise UserError(f"{path} has {len(rows)} rows for {figures['n_images']} images: {again}, to its end")

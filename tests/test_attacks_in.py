@@ -245,6 +245,13 @@ def test_indices_of_another_form_are_one_line(source, tmp_path, capsys):
         for words in (["check", out, "--num_workers", 0], again):
             assert f"{name} is not as prepare.py writes it" in one_line(capsys, *words)
         path.write_bytes(whole)
+    for number in ("NaN", "-Infinity", "1e400"):  # where no form asks, but what is kept is written again
+        path = out / "train" / "crops.json"
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b'"rules": [\n{', f'"rules": [\n{{"more": {number}, '.encode(), 1))
+        assert path.read_bytes() != whole
+        assert "crops.json is not as prepare.py writes it" in one_line(capsys, *again)
+        path.write_bytes(whole)
     assert run("check", out, "--num_workers", 0) is None
 
 
