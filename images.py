@@ -122,11 +122,12 @@ def _finite(text):
     return value
 
 
-def parse_json(text, form):
-    """The value that a JSON text holds; None where it is no JSON (nor are NaN and 1e400), or not of this form, see
-    `fits`."""
+def parse_json(text, form, finite=False):
+    """The value that a JSON text holds; None where it is no JSON, or not of this form (see `fits`), or, if `finite`,
+    has NaN or a number too large for a float anywhere."""
+    strict = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, **strict)
     except (ValueError, RecursionError):
         return None
     return value if fits(value, form) else None

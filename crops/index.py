@@ -88,7 +88,7 @@ def read_part(path: Path, form: dict, empty: dict) -> dict:
     """A JSON file of a form (see `images.fits`); a copy of `empty` where there is none. UserError if it is another."""
     if not path.exists():
         return copy.deepcopy(empty)
-    data = parse_json(path.read_bytes(), form) if path.is_file() else None
+    data = parse_json(path.read_bytes(), form, finite=True) if path.is_file() else None
     if data is None:
         raise not_ours(path, ", ".join(empty))
     return data
