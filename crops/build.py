@@ -127,8 +127,8 @@ def no_objects(target, photos, dropped) -> str:
 
 
 def is_of_split(target) -> bool:
-    """Whether --y_from is a folder that is named as the split, as backgrounds/test: then all in it is for that one."""
-    return Path(target.rules.y_from).resolve().name == target.split
+    """Whether --y_from is a folder that is named as the --split, as backgrounds/test: then all in it is its."""
+    return Path(target.rules.y_from).resolve().name == target.output.split
 
 
 def more_room(target, y_photos) -> str:

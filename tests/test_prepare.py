@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -403,6 +404,10 @@ def test_a_folder_named_as_the_split_is_all_for_it(source, tmp_path):
              "--y_per_x", "9")
         used[name] = {c["source"] for c in index_of(tmp_path / f"of_{name}", "test")["backgrounds"].values()}
     assert len(used["test"]) == 12 and 0 < len(used["plain"]) < 9
+    for split, divided in (("auto", True), ("train", False)):  # auto divides any folder, and says so
+        target = SimpleNamespace(rules=SimpleNamespace(y_from="y/train"), split="train")
+        target.output = SimpleNamespace(split=split)
+        assert ("divided by their names" in build.more_room(target, ["a.jpg"])) == divided
 
 
 @pytest.mark.parametrize("y_from", ["same", "any", "DIR"])
