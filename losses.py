@@ -154,6 +154,17 @@ def augment(images, rng=None):
     return padded[image.view(-1, 1, 1, 1), channel.view(-1, 1, 1), rows, cols]
 
 
+def zoom(images, rng=None, least=0.5):
+    """A part of each image in full size: a random window of `least` to all of its sides. Arguments as for `recolour`."""
+    n = len(images)
+    side, right, down = torch.rand((3, n), generator=rng, device=images.device, dtype=images.dtype)
+    side = least + (1 - least) * side
+    window = images.new_zeros((n, 2, 3))  # from -1 to 1 in the window to -1 to 1 in the image
+    window[:, 0, 0] = window[:, 1, 1] = side
+    window[:, :, 2] = (1 - side)[:, None] * (2 * torch.stack([right, down], 1) - 1)
+    return F.grid_sample(images, F.affine_grid(window, images.shape, align_corners=True), align_corners=True)
+
+
 class ReplayPool:
     """A pool of past fakes for the discriminators (§3.4).
 

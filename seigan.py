@@ -71,6 +71,7 @@ class Swap(NamedTuple):
     x_hat2: torch.Tensor | None = None  # G_enh(z_hat): x after the full cycle
     y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
     x_id: torch.Tensor | None = None  # G_enh(x)
+    y_near: torch.Tensor | None = None  # a part of y in full size, which stands for y in the next two
     y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
     y_fill: torch.Tensor | None = None  # what G_inp's first U-Net puts into the hole in y
     hole: torch.Tensor | None = None  # m as 0 and 1, without gradients
@@ -146,20 +147,22 @@ class SEIGAN(nn.Module):
         n, box = len(x), self.boxes(box, len(x))
         noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
         noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
+        # Deviation: a part of y, drawn anew each time, or G_inp learns few backgrounds by heart
+        y_near = y_fill = losses.zoom(y, rng) if self.lambdas["fill"] else y
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
-        m, m_y = self.mask(torch.cat([x, y]), torch.cat([box, box])).chunk(2)
-        hole, y_fill = (m.detach() >= 0.5).to(m), y
+        m, m_y = self.mask(torch.cat([x, y_near]), torch.cat([box, box])).chunk(2)
+        hole = (m.detach() >= 0.5).to(m)
         if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
             m_y = torch.maximum(m_y, hole)  # as a soft one lets y through. The first U-Net learns from it alone
-            y_fill = self.G_inp.coarse_fill((1 - hole) * y, hole, noise_inp[n:])
+            y_fill = self.G_inp.coarse_fill((1 - hole) * y_near, hole, noise_inp[n:])
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
-        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
+        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y_near]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
         m_hat = self.mask(y_hat, box)  # G_seg(y_hat)
         z_hat = losses.paste(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
         y_hat2, _ = self.G_inp((1 - m_hat) * y_hat, m_hat, noise_inp2)  # G_inp((1-m_hat)*y_hat)
-        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_id, y_fill, hole)
+        return Swap(m, z, y_hat, x_hat, m_hat, z_hat, x_hat2, y_hat2, x_id, y_near, y_id, y_fill, hole)
 
     def boxes(self, box, n):
         """`box` (N, 4) or (4,), default the model's own, as (n, 4)."""
@@ -183,8 +186,8 @@ class SEIGAN(nn.Module):
             "coarse": losses.gan_generator(d_z),  # (1 - D_obj(z))²
             "enh": losses.gan_generator(d_y_hat),  # (1 - D_obj(y_hat))²
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
-            "id_bg": losses.mae(s.y_id, y),  # |G_inp((1-G_seg(y))*y) - y|
-            "fill": losses.hole_mae(s.y_fill, y, s.hole),
+            "id_bg": losses.mae(s.y_id, s.y_near),  # |G_inp((1-G_seg(y))*y) - y|
+            "fill": losses.hole_mae(s.y_fill, s.y_near, s.hole),
         }
         if self.vgg:
             terms |= losses.vgg_terms(self.vgg, self.lambdas, (x, s.x_hat2), (y, s.y_hat2), self.gram_sum)
@@ -339,7 +342,7 @@ class Trainer:
         with self.autocast():
             m, terms = self.taught(x, box)
             if self.model.lambdas["fill"]:
-                hole = (m.detach() >= 0.5).to(m)
+                y, hole = losses.zoom(y, self.rng), (m.detach() >= 0.5).to(m)
                 noise = torch.randn(m.shape, generator=self.rng, device=m.device, dtype=y.dtype)
                 terms["fill"] = losses.hole_mae(self.model.G_inp.coarse_fill((1 - hole) * y, hole, noise), y, hole)
         total = sum(self.model.lambdas[k] * term for k, term in terms.items())

@@ -109,19 +109,20 @@ def literal_swap(model, x, y, rng, box, networks=None):
     e_z, e_x, i_x, i_y, e_z2, i_y2 = noise.chunk(6)
     m = net.G_seg(x) * prior
     hole = (m.detach() >= 0.5).to(m)
-    m_y = net.G_seg(y) * prior
+    y_near = losses.zoom(y, rng) if model.lambdas["fill"] else y
+    m_y = net.G_seg(y_near) * prior
     if model.lambdas["fill"]:
         m_y = torch.maximum(m_y, hole)
     z = m * x + (1 - m) * y
     y_hat = net.G_enh(z, e_z)
     x_hat, _ = net.G_inp((1 - m) * x, m, i_x)
-    y_id, _ = net.G_inp((1 - m_y) * y, m_y, i_y)
-    y_fill = net.G_inp((1 - hole) * y, hole, i_y)[1] if model.lambdas["fill"] else y
+    y_id, _ = net.G_inp((1 - m_y) * y_near, m_y, i_y)
+    y_fill = net.G_inp((1 - hole) * y_near, hole, i_y)[1] if model.lambdas["fill"] else y
     m_hat = net.G_seg(y_hat) * prior
     z_hat = m_hat * y_hat + (1 - m_hat) * x_hat
     return dict(m=m, z=z, y_hat=y_hat, x_hat=x_hat, m_hat=m_hat, z_hat=z_hat,
                 x_hat2=net.G_enh(z_hat, e_z2), y_hat2=net.G_inp((1 - m_hat) * y_hat, m_hat, i_y2)[0],
-                x_id=net.G_enh(x, e_x), y_id=y_id, y_fill=y_fill, hole=hole)
+                x_id=net.G_enh(x, e_x), y_near=y_near, y_id=y_id, y_fill=y_fill, hole=hole)
 
 
 # --- the losses ---
@@ -158,8 +159,8 @@ def literal_terms(model, x, y, s, shown=None, networks=None):
         "coarse": lambda: ((1 - net.D_obj(d["z"])) ** 2).mean(),
         "enh": lambda: ((1 - net.D_obj(d["y_hat"])) ** 2).mean(),
         "id_obj": lambda: (s["x_id"] - x).abs().mean(),
-        "id_bg": lambda: (s["y_id"] - y).abs().mean(),
-        "fill": lambda: ((y - s["y_fill"]).abs() * s["hole"]).mean(),
+        "id_bg": lambda: (s["y_id"] - s["y_near"]).abs().mean(),
+        "fill": lambda: ((s["y_near"] - s["y_fill"]).abs() * s["hole"]).mean(),
     }
     return {name: term() for name, term in terms.items() if model.lambdas[name]}
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import test as entry
 from data import Crops
+from evaluation.evaluate import evaluate
 from images import save_png
 from running import methods
 from running.checkpoint import save_checkpoint
@@ -59,11 +60,16 @@ def test_a_models_own_masks_score_as_the_model(run, dataroot, tmp_path):
     assert "masks · files · 64 px" in (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_grabcuts_masks(run, dataroot, tmp_path):
-    pytest.importorskip("cv2", reason="benchmarks.grabcut needs opencv-python-headless")
-    from benchmarks import grabcut
+@pytest.fixture
+def opencv():
+    pytest.importorskip("cv2", reason="benchmarks.opencv needs opencv-python-headless")
+    from benchmarks import opencv
 
-    grabcut.run(["--dataroot", str(dataroot), "--size", "64", "--out", str(tmp_path / "grabcut")])
+    return opencv
+
+
+def test_grabcuts_masks(run, dataroot, tmp_path, opencv):
+    opencv.run(["--dataroot", str(dataroot), "--size", "64", "--out", str(tmp_path / "grabcut")])
     code, folder, _ = run("grabcut", "--masks", tmp_path / "grabcut")
     ious = []
     for stem in Crops(dataroot, "test", 64).stems:
@@ -71,6 +77,28 @@ def test_grabcuts_masks(run, dataroot, tmp_path):
                 (tmp_path / "grabcut" / f"{stem}.png", dataroot / "test" / "masks" / f"{stem}.png"))
         ious.append((m & t).sum() / (m | t).sum())
     assert code == 0 and figures_of(folder)["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+
+
+def test_opencvs_fills_are_scored_as_test_py_scores(run, dataroot, tmp_path, capsys, opencv):
+    """Laplace's equation stands in both tables; and each of OpenCV's fills is what it alone puts into the holes."""
+    crops = Crops(dataroot, "test", 64)
+    opencv.run(["--dataroot", str(dataroot), "--size", "64", "--out", str(tmp_path / "grabcut")])
+    printed = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()[-3:]}
+    torch.manual_seed(0)
+    model = methods.load("seigan").Model(size=64, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3).eval()
+    rows = [record.row for record in evaluate(model, crops)]
+    for name, digits in {"psnr": 2, "ssim": 3, "mae": 4}.items():
+        theirs = float(printed["Laplace's equation"][["psnr", "ssim", "mae"].index(name)])
+        assert theirs == pytest.approx(np.mean([row[f"diffusion_{name}"] for row in rows]), abs=0.6 * 10**-digits)
+    assert len({tuple(figures) for figures in printed.values()}) == 3
+
+    y, hole = torch.rand((1, 3, 64, 64)) * 2 - 1, torch.zeros((1, 1, 64, 64))
+    hole[..., 20:40, 10:30] = 1
+    y[..., 8:52, :] = 0.2  # one colour around the hole: both fill it with that
+    for method in (opencv.cv2.INPAINT_TELEA, opencv.cv2.INPAINT_NS):
+        filled = opencv.inpaint(torch.where(hole == 1, -1.0, y), hole, method)
+        assert torch.equal(filled * (1 - hole), y * (1 - hole))
+        assert (filled - 0.2).abs()[hole.expand_as(y) == 1].max() < 4 / 127.5  # it rounds, pixel after pixel
 
 
 # --- masks on the source's pixels ---

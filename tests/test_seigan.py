@@ -82,8 +82,12 @@ def test_the_hole_in_y_is_the_objects_too():
     s = model.swap(x, y, rng=torch.Generator().manual_seed(5))
     inside = (s.m >= 0.5).expand_as(y)
     assert inside.any() and not inside.all() and torch.equal(s.hole, (s.m >= 0.5).double())
-    expected = (s.y_fill - y).abs()[inside].sum() / y.numel()
+    expected = (s.y_fill - s.y_near).abs()[inside].sum() / y.numel()
     assert model.generator_losses(x, y, s)["fill"].item() == pytest.approx(expected.item())
+    rng = torch.Generator().manual_seed(5)
+    torch.randn((12, 1, 16, 16), generator=rng, dtype=torch.double)
+    assert torch.equal(s.y_near, losses.zoom(y, rng)) and torch.equal(s.z, losses.paste(x, y, s.m))
+    y = s.y_near
     other = torch.where(inside, -y, y)  # what is in the hole does not reach G_inp, nor G_seg beyond its field
     noise, cut = torch.zeros_like(x[:, :1]), (1 - s.hole) * other
     assert torch.equal(cut, (1 - s.hole) * y)
@@ -225,6 +229,21 @@ def test_augmentation_statistics_and_gradient():
     assert abs(level.mean()) < 4 * (1 / 12) ** 0.5 / 4000**0.5 and -0.5 <= level.min() and level.max() <= 0.5
     out.sum().backward()
     assert (image.grad != 0).any((1, 2, 3)).all()
+
+
+def test_zoom_shows_a_window_in_full_size():
+    """On a picture that holds its own coordinates, from 0 to 1 in each direction."""
+    rows, cols = torch.meshgrid(torch.linspace(0, 1, 16).double(), torch.linspace(0, 1, 24).double(), indexing="ij")
+    image = torch.stack([rows, cols, 0 * rows + 0.3]).expand(500, 3, 16, 24)
+    out = losses.zoom(image, torch.Generator().manual_seed(0))
+    top, left, side = out[:, 0, 0, 0], out[:, 1, 0, 0], out[:, 0, -1, 0] - out[:, 0, 0, 0]
+    assert torch.allclose(out[:, 0], top.view(-1, 1, 1) + side.view(-1, 1, 1) * rows)
+    assert torch.allclose(out[:, 1], left.view(-1, 1, 1) + side.view(-1, 1, 1) * cols)  # as high as wide
+    assert torch.allclose(out[:, 2], image[:, 2])  # nothing from beyond the image
+    assert 0.5 <= side.min() < 0.51 and 0.99 < side.max() <= 1
+    for start in (top, left):
+        share = (start / (1 - side))[side < 0.95]
+        assert -1e-9 <= share.min() < 0.02 and 0.98 < share.max() <= 1 + 1e-9 and abs(share.mean() - 0.5) < 0.05
 
 
 def test_discriminators_see_augmented_images_in_both_steps():
@@ -630,9 +649,10 @@ def test_at_first_only_what_needs_no_adversary_is_learned():
         model.G_seg.head.bias.fill_(0.0)  # so that some of the mask is object
         m = model.mask(losses.recolour(x, rng), box)
         hole = (m >= 0.5).double()
+        part = losses.zoom(y, rng)
         noise = torch.randn((2, 1, 16, 16), generator=rng, dtype=torch.double)
-        first = model.G_inp((1 - hole) * y, hole, noise)[1]
-        fill = ((first - y).abs() * hole).mean()
+        first = model.G_inp((1 - hole) * part, hole, noise)[1]
+        fill = ((first - part).abs() * hole).mean()
     before = copy.deepcopy(model.state())
     log = trainer.train_step(batch_of(x, y))
     assert {"teach", "fill", "total"} == {k for k in log if k in (*LAMBDAS, "total", "D_obj", "D_bg")}
