@@ -41,7 +41,7 @@ def gan_discriminator(d_real, d_fake1, d_fake2):
 
 def mae(image, target):
     """|image - target|, mean absolute difference: l_bg_MAE (ŷ̂ and y), l_obj_MAE (x̂̂ and x), l_obj_id
-    (G_enh(x) and x), l_bg_id (G_inp((1 - G_seg(y)) y) and y). Both of one shape, in [-1, 1]."""
+    (G_enh(x) and x), l_bg_id (G_inp((1 - m_y) y) and y). Both of one shape, in [-1, 1]."""
     return (_full_precision(image) - _full_precision(target)).abs().mean()
 
 
@@ -155,14 +155,15 @@ def augment(images, rng=None):
 
 
 def zoom(images, rng=None, least=0.5):
-    """A part of each image in full size: a random window of `least` to all of its sides. Arguments as for `recolour`."""
-    n = len(images)
-    side, right, down = torch.rand((3, n), generator=rng, device=images.device, dtype=images.dtype)
+    """A part of each image in full size: a random window, `least` to all of its sides. Arguments as for `recolour`."""
+    n, _, height, width = images.shape
+    side, right, down = torch.rand((3, n, 1), generator=rng, device=images.device, dtype=images.dtype)
     side = least + (1 - least) * side
-    window = images.new_zeros((n, 2, 3))  # from -1 to 1 in the window to -1 to 1 in the image
-    window[:, 0, 0] = window[:, 1, 1] = side
-    window[:, :, 2] = (1 - side)[:, None] * (2 * torch.stack([right, down], 1) - 1)
-    return F.grid_sample(images, F.affine_grid(window, images.shape, align_corners=True), align_corners=True)
+    # where in the image, from -1 to 1, each column and row of the window lies; F.affine_grid would round in bfloat16
+    cols, rows = (side * torch.linspace(-1, 1, k, device=images.device, dtype=images.dtype) + (1 - side) * (2 * at - 1)
+                  for k, at in ((width, right), (height, down)))
+    grid = torch.stack([cols[:, None].expand(n, height, width), rows[..., None].expand(n, height, width)], -1)
+    return F.grid_sample(images, grid, align_corners=True)
 
 
 class ReplayPool:

@@ -233,7 +233,7 @@ class InpaintingNet(nn.Module):
             noise: (N, 1, H, W), standard normal.
 
         Returns:
-            x_hat (N, 3, H, W) in [-1, 1], which is x where m = 0, and the first U-Net's image likewise.
+            x_hat (N, 3, H, W) in [-1, 1], and the first U-Net's image; unless `direct`, both are x where m = 0.
         """
         height, width = cut.shape[-2:]
         cut, m, noise = (pad_to_multiple(t, self.stride) for t in (cut, m, noise))

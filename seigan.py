@@ -71,9 +71,9 @@ class Swap(NamedTuple):
     x_hat2: torch.Tensor | None = None  # G_enh(z_hat): x after the full cycle
     y_hat2: torch.Tensor | None = None  # G_inp((1-m_hat)*y_hat): y after the full cycle
     x_id: torch.Tensor | None = None  # G_enh(x)
-    y_near: torch.Tensor | None = None  # a part of y in full size, which stands for y in the next two
-    y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y), m_y: the hole in y, G_seg(y) and m together
-    y_fill: torch.Tensor | None = None  # what G_inp's first U-Net puts into the hole in y
+    y_near: torch.Tensor | None = None  # a part of y in full size; without λ_fill y itself
+    y_id: torch.Tensor | None = None  # G_inp((1-m_y)*y_near), m_y = max(G_seg(y_near), hole); without λ_fill G_seg(y)
+    y_fill: torch.Tensor | None = None  # what G_inp's first U-Net puts into `hole` in y_near
     hole: torch.Tensor | None = None  # m as 0 and 1, without gradients
 
 
@@ -139,25 +139,25 @@ class SEIGAN(nn.Module):
 
     def swap(self, x, y, box=None, rng=None):
         """Both swaps (§3.1), a `Swap` with gradients: the object of x onto y, and back. Calls that do not depend on
-        one another are fused along N: six generator calls in place of nine.
+        one another are fused along N: six generator calls in place of nine, and one of G_inp's first U-Net for λ_fill.
 
         x, y: (N, 3, H, W) in [-1, 1]; box: the object's box in x, (N, 4) or (4,) fractions, default the model's `box`;
-        rng: torch.Generator on x's device for the noise, default torch's own.
+        rng: torch.Generator on x's device for noise and y_near, default torch's own.
         """
         n, box = len(x), self.boxes(box, len(x))
         noise = torch.randn((6 * n, 1, *x.shape[-2:]), generator=rng, device=x.device, dtype=x.dtype)
         noise_enh, noise_inp, noise_enh2, noise_inp2 = noise.split([2 * n, 2 * n, n, n])
-        # Deviation: a part of y, drawn anew each time, or G_inp learns few backgrounds by heart
-        y_near = y_fill = losses.zoom(y, rng) if self.lambdas["fill"] else y
+        y_near = y_fill = losses.zoom(y, rng) if self.lambdas["fill"] else y  # Deviation: or G_inp learns y by heart
         # G_seg(x), G_seg(y); y has no object and so no box of its own: it borrows that of x
         m, m_y = self.mask(torch.cat([x, y_near]), torch.cat([box, box])).chunk(2)
         hole = (m.detach() >= 0.5).to(m)
-        if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1,
-            m_y = torch.maximum(m_y, hole)  # as a soft one lets y through. The first U-Net learns from it alone
+        if self.lambdas["fill"]:  # Deviation: the object's hole in y too, whose content is known there; of 0 and 1, as
+            m_y = torch.maximum(m_y, hole)  # a soft one lets y through. Unless `direct`, the first U-Net learns no more
             y_fill = self.G_inp.coarse_fill((1 - hole) * y_near, hole, noise_inp[n:])
         z = losses.paste(x, y, m)  # m*x + (1-m)*y
         y_hat, x_id = self.G_enh(torch.cat([z, x]), noise_enh).chunk(2)  # G_enh(z), G_enh(x)
-        x_hat, y_id = self.G_inp(torch.cat([(1 - m) * x, (1 - m_y) * y_near]), torch.cat([m, m_y]), noise_inp)[0].chunk(2)
+        cut = torch.cat([(1 - m) * x, (1 - m_y) * y_near])
+        x_hat, y_id = self.G_inp(cut, torch.cat([m, m_y]), noise_inp)[0].chunk(2)
         m_hat = self.mask(y_hat, box)  # G_seg(y_hat)
         z_hat = losses.paste(y_hat, x_hat, m_hat)  # m_hat*y_hat + (1-m_hat)*x_hat
         x_hat2 = self.G_enh(z_hat, noise_enh2)  # G_enh(z_hat)
@@ -186,7 +186,7 @@ class SEIGAN(nn.Module):
             "coarse": losses.gan_generator(d_z),  # (1 - D_obj(z))²
             "enh": losses.gan_generator(d_y_hat),  # (1 - D_obj(y_hat))²
             "id_obj": losses.mae(s.x_id, x),  # |G_enh(x) - x|
-            "id_bg": losses.mae(s.y_id, s.y_near),  # |G_inp((1-G_seg(y))*y) - y|
+            "id_bg": losses.mae(s.y_id, s.y_near),  # |G_inp((1-m_y)*y_near) - y_near|
             "fill": losses.hole_mae(s.y_fill, s.y_near, s.hole),
         }
         if self.vgg:
@@ -286,7 +286,7 @@ class Trainer:
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
         lr, beta1, ema, amp: see running/train_options.py; lr_seg, pool_size, pool_past, warm_steps: see `OPTIONS`.
-        seed: of noise, augmentation and pools.
+        seed: of noise, parts of y, other colours, augmentation and pools.
         diffaug: whether discriminators see images through `losses.augment`.
         share: called with the parameters after each backward pass, to average gradients over processes.
         teacher (an attribute): (x, box, mask or None) -> labels for m, `crf.teach` for one; None = no teacher.
@@ -379,9 +379,8 @@ class Trainer:
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""
         return {"step": self.step, "networks": self.model.state(), "opt_G": self.opt_G.state_dict(),
-                "averaged": self.averaged.state(self.model.GENERATORS) if self.ema else {},
-                "opt_D": self.opt_D.state_dict(), "rng": self.rng.get_state(),
-                "pools": {k: pool.state_dict() for k, pool in self.pools.items()}}
+                "averaged": self.averaged.state(self.model.GENERATORS) if self.ema else {}, "rng": self.rng.get_state(),
+                "opt_D": self.opt_D.state_dict(), "pools": {k: pool.state_dict() for k, pool in self.pools.items()}}
 
     def load_state_dict(self, state):
         """Restore what `state_dict` gave, onto the model's device."""
@@ -419,8 +418,7 @@ def model_config(args, crops):
     return {name: vars(args)[name] for name in same} | {
         "unet_downs": args.unet_downs or deep, "n_layers_D": args.n_layers_D or deep,
         "box": torch.stack([crops.box(stem) for stem in crops.stems]).mean(0).tolist(),
-        "crop_rule": crops.rules[0] if crops.rules else None,
-        "lambdas": {term: vars(args)[f"lambda_{term}"] for term in LAMBDAS}}
+        "crop_rule": (crops.rules or [None])[0], "lambdas": {k: vars(args)[f"lambda_{k}"] for k in LAMBDAS}}
 
 
 def build(args, crops, device, rank=0):
@@ -441,7 +439,6 @@ def build_trainer(model, args, device, rank=0):
 def vgg_state(file, taps):
     """VGG-19's weights, of `file` or torchvision's own. OSError, with the remedy, if they cannot be had or used."""
     from torchvision.models import VGG19_Weights  # the rest of this file needs torch only
-
     try:
         state = (torch.load(file, map_location="cpu", weights_only=True) if file else
                  VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, weights_only=True))

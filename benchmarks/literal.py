@@ -98,7 +98,8 @@ def imagegan(net, image):
 
 
 def literal_swap(model, x, y, rng, box, networks=None):
-    """Nine separate generator calls, as one reads them in the paper (§3.1, Fig. 2), with the noise of `SEIGAN.swap`.
+    """Nine separate generator calls (ten with λ_fill), as one reads them in the paper (§3.1, Fig. 2), with what
+    `SEIGAN.swap` draws.
 
     networks: functions in place of the model's networks so named, e.g. of `paper_networks`.
     """

@@ -67,7 +67,7 @@ def _add_run(add):
              "redo, perturbgan, comgan, dscomgan: docs/neighbours.md; --help of each lists its own")
     add_device(add)
     add("--checkpoints_dir", default="checkpoints", help="folder of all runs")
-    add("--seed", type=whole(), default=0, help="of weights, order, flips, noise and pools")
+    add("--seed", type=whole(), default=0, help="of weights, order, flips, noise, other views and pools")
     add("--num_threads", type=whole(), default=2, help="processes that load images, 0 = none but this")
     add("--deterministic", action="store_true", help="repeatable to the bit on a GPU too, where it costs time")
     add("--max_minutes", type=number(0), help="minutes after which to save and stop, with exit code 124")

@@ -241,6 +241,9 @@ def test_zoom_shows_a_window_in_full_size():
     assert torch.allclose(out[:, 1], left.view(-1, 1, 1) + side.view(-1, 1, 1) * cols)  # as high as wide
     assert torch.allclose(out[:, 2], image[:, 2])  # nothing from beyond the image
     assert 0.5 <= side.min() < 0.51 and 0.99 < side.max() <= 1
+    single = losses.zoom(image.float(), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(losses.zoom(image.float(), torch.Generator().manual_seed(0)), single)
     for start in (top, left):
         share = (start / (1 - side))[side < 0.95]
         assert -1e-9 <= share.min() < 0.02 and 0.98 < share.max() <= 1 + 1e-9 and abs(share.mean() - 0.5) < 0.05
