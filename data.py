@@ -95,8 +95,10 @@ class Crops:
     def __init__(self, dataroot, split, size, backgrounds=True):
         root = os.path.join(dataroot, split)
         if not os.path.isdir(root):
-            raise FileNotFoundError(f"no folder {root}: --dataroot must hold train/, and may hold test/; "
-                                    "`python prepare.py --help` says how to make them")
+            others = [name for name in ("train", "val", "test") if os.path.isdir(os.path.join(dataroot, name))]
+            raise FileNotFoundError(
+                f"no folder {root}: --dataroot {dataroot} has {', '.join(others) or 'neither train nor test'}; "
+                "`python prepare.py --help` says how to make one, test.py takes another's --split")
         if os.path.exists(os.path.join(root, "unfinished.jsonl")):
             raise UserError(f"{root} is unfinished: repeat the `python prepare.py` command that was making it")
         self.root, self.size = root, size

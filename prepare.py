@@ -41,7 +41,7 @@ def parse_args(argv):
     folder.set_defaults(run=run_folder)
     folder.add_argument("--objects", required=True, metavar="DIR", help="images with an object (X)")
     folder.add_argument("--backgrounds", required=True, metavar="DIR", help="images without objects (Y)")
-    folder.add_argument("--masks", metavar="DIR", help="masks with the objects' file stems: above 127 object, 128 void")
+    folder.add_argument("--masks", metavar="DIR", help="dog.png or dog.jpg.png for dog.jpg: above 127 object, 128 void")
     folder.add_argument("--name", default="object", help="class of the objects")
     add_output_options(folder)
     add_crop_options(folder, "--crop_size: the object may be anywhere",
@@ -280,10 +280,22 @@ def run_folder(args):
     skips, own = sources.Skips(), own_files(args.out)
     objects = sources.read_folder(args.objects, skips, "objects/", own)
     backgrounds = sources.read_folder(args.backgrounds, skips, "backgrounds/", own)
-    masks = {os.path.splitext(name)[0]: f"{args.masks}/{name}"
-             for name in (sources.photo_files(args.masks, own) if args.masks else [])}
+    masks = folder_masks(args.masks, objects, own) if args.masks else {}
     source = Source("folder", args.objects, os.path.abspath(args.backgrounds), objects, skips)
     build_finished(source, backgrounds, masks, args.name, rules, output_from(args))
+
+
+def folder_masks(folder, objects, own):
+    """{stem of an object: path of its mask}, which has its name, the ending replaced by another or followed by it.
+    UserError where no object has one."""
+    files = {os.path.splitext(name)[0]: f"{folder}/{name}" for name in sources.photo_files(folder, own)}
+    names = [photo.file.removeprefix("objects/") for photo in objects]
+    masks = {stem: files[key] for name in names for stem in [os.path.splitext(name)[0]]
+             for key in (name, stem) if key in files}
+    if not masks:
+        raise UserError(f"no mask in {folder} has an object's name: that of {names[0]} is "
+                        f"{os.path.splitext(names[0])[0]}.png or {names[0]}.png")
+    return masks
 
 
 def run_check(args):

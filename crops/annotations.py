@@ -66,7 +66,7 @@ class Skips:
 
 def read_coco(images, annotations, skips: Skips) -> list:
     """COCO instances: photographs of the folder `images`, boxes and masks of the JSON file `annotations`. Boxes refer
-    to the pixels as stored, since COCO's own tools ignore EXIF (but see `cutting.open_annotated`)."""
+    to photographs as viewers show them, unless the size that it gives is that of the pixels as stored alone."""
     entries, marks, categories = load_coco(annotations, skips)
     names = {item["id"]: item["name"] for item in categories
              if isinstance(item.get("id"), (int, str)) and isinstance(item.get("name"), str)}
@@ -80,7 +80,7 @@ def read_coco(images, annotations, skips: Skips) -> list:
             continue
         if leads_out(name, images, skips):
             continue
-        photo = Photo(name, f"{images}/{name}", *size_of(item.get("width"), item.get("height")), [])
+        photo = Photo(name, f"{images}/{name}", *size_of(item.get("width"), item.get("height")), [], True)
         if photos.setdefault(key, photo).file != name:
             photos[key, index] = photo
             repeated |= {key, (key, index)}

@@ -301,6 +301,8 @@ class SplitBuild:
         # also where none of its crops is listed: a command may have been killed between sources.json and crops.json
         self.index["images"] = [image for image in self.index["images"] if image["origin"] != self.number]
         if any(old.values()):
+            print(f"{self.split}: replaces the {len(old['objects'])} objects and {len(old['backgrounds'])} backgrounds "
+                  "that the same annotations gave before")
             dataroot.plan_removal(self.folder, old, self.index)
             for kind, stems in old.items():
                 for stem in stems:

@@ -39,19 +39,17 @@ class CutJob(NamedTuple):
 def open_annotated(photo: Photo) -> Image.Image:
     """Decode a source image to 8-bit RGB in the orientation that its boxes refer to.
 
-    Boxes of annotation files refer to the pixels as stored, as COCO's and torchvision's readers take them; if the
-    annotated size fits only the image turned by its EXIF orientation, that one is meant. Plain photographs
-    (`photo.upright`) are turned. FileNotFoundError, or OSError when it cannot be read or has not the annotated size.
+    They mean it turned by its EXIF orientation (`photo.upright`), or the pixels as stored; if the annotated size is
+    that of the other alone, the other. FileNotFoundError, or OSError when it cannot be read or has neither size.
     """
     size = photo.width, photo.height
 
     def turn(image):
-        turned = upright(image) if photo.upright else as_stored(image)
-        if photo.width and turned.size != size:
-            turned = upright(image)
-            if turned.size != size:
-                raise ValueError(f"{image.width} x {image.height} pixels, annotated as {photo.width} x {photo.height}")
-        return turned
+        for way in (upright, as_stored) if photo.upright else (as_stored, upright):
+            turned = way(image)
+            if not photo.width or turned.size == size:
+                return turned
+        raise ValueError(f"{image.width} x {image.height} pixels, annotated as {photo.width} x {photo.height}")
 
     return open_image(photo.path, turn)
 

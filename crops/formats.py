@@ -351,10 +351,10 @@ VIA_SHAPES = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r",
 
 def read_csv(images, annotations, skips: Skips) -> list:
     """A CSV file, one box a line, with a header: file or filename, and x,y,w,h or xmin,ymin,xmax,ymax (continuous pixel
-    coordinates: xmax is the right edge); class, id, score, crowd (0 or 1), mask (an image file, white = object, 128 =
-    void), and beside corners the image's width and height, optional. A line with a file and an empty box says that an
-    image has no object. Also the CSV of VIA, and of Open Images, whose ImageID is a file's stem and whose coordinates
-    are shares of the sides."""
+    coordinates: xmax is the right edge); class (or label, category), id, score, crowd (0 or 1), mask (an image file,
+    white = object, 128 = void), and beside corners the image's width and height, optional. A line with a file and an
+    empty box says that an image has no object. Also the CSV of VIA, and of Open Images, whose ImageID is a file's stem
+    and whose coordinates are shares of the sides."""
     header, rows = csv_rows(annotations)
     is_via, is_shares = "region_shape_attributes" in header, "imageid" in header
     key = next((name for name in ("file", "filename", "imageid") if name in header), None)
@@ -394,8 +394,11 @@ def read_csv(images, annotations, skips: Skips) -> list:
 
 
 def csv_rows(path):
-    """The header of a CSV file, in lower case, and its rows as {column: text}."""
-    reader = csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True)
+    """The header of a CSV file, in lower case, and its rows as {column: text}; between columns "," or, as spreadsheets
+    in many countries write it, ";"."""
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, delimiter="," if "," in header else ";")
     try:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         return reader.fieldnames, list(reader)
@@ -409,7 +412,8 @@ def csv_box(images, number, row, columns, skips):
     rectangle = parse_box([x, y, a, b] if columns[2][0] in "wh" else [x, y, a - x, b - y])
     if rectangle is None:
         return None
-    label, key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("class", "id", "crowd", "score", "mask"))
+    key, crowd, score, mask = ((row.get(k) or "").strip() for k in ("id", "crowd", "score", "mask"))
+    label = next((row[k].strip() for k in ("class", "label", "category") if row.get(k)), "")
     score = to_float(score or 1)
     file = plain_file(mask, images)
     if mask and not file:

@@ -146,9 +146,9 @@ def photographs(folder, *without):
 
 
 def upright_boxes(job):
-    """The boxes of `job` in its photograph turned upright. Annotation files mean the pixels as stored, unless
-    the size they give fits the upright photograph only. UserError where neither has that size."""
-    if job.photo is None or job.photo.upright:
+    """The boxes of `job` in its photograph turned upright, which annotation files mean, unless the size that they give
+    is that of the pixels as stored alone. UserError where neither has that size."""
+    if job.photo is None:
         return job.boxes
     try:
         size, orientation = stored_size(job.path)
@@ -157,10 +157,10 @@ def upright_boxes(job):
     except UNREADABLE as error:
         raise OSError(f"cannot read the image {job.path} ({error})") from error
     annotated = (job.photo.width, job.photo.height)
+    if annotated in ((0, 0), size[::-1] if orientation > 4 else size):
+        return job.boxes
     if annotated == size:
         return [turn(box, orientation, size) for box in job.boxes]
-    if annotated == size[::-1] and orientation in (5, 6, 7, 8):
-        return job.boxes
     raise UserError(f"{job.path} has {size[0]} x {size[1]} pixels, its annotation says {annotated[0]} x {annotated[1]}")
 
 

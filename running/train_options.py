@@ -150,6 +150,8 @@ def parse(argv):
         args = _resumed(parser, argv, checkpoint["options"])
     else:
         args = parser.parse_args(argv)
+        if args.method != method:
+            raise UserError(f"--method is {method} in {known.config}, got {args.method}: leave out one of the two")
         if os.path.exists(latest_path(args)):
             raise UserError(f"{run_folder(args)} already holds a run: --resume goes on with it, "
                             "another --name begins a new one")

@@ -99,6 +99,15 @@ def test_folder_of_finished_crops(tmp_path):
     assert index["rules"][0]["object_size"] == index["rules"][0]["crop_size"] == 32
     with pytest.raises(SystemExit):
         run(*words, "--out", tmp_path / "d", "--min_side", "9")  # no rule drops crops that exist
+    for path in (tmp_path / "m").iterdir():
+        path.rename(path.with_name(f"{path.name}.png"))  # as photo.py writes them
+    run(*words, "--out", tmp_path / "e")
+    assert len(list((tmp_path / "e/train/masks").iterdir())) == 4
+    for path in (tmp_path / "m").iterdir():
+        path.rename(path.with_name(f"mask_{path.name}"))
+    with pytest.raises(UserError, match=r"no mask in .* has an object's name: that of 0.png is 0.png or 0.png.png"):
+        run(*words, "--out", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
 
 
 def test_val_is_a_split_like_the_others(source, tmp_path, capsys):  # noqa: F811

@@ -453,10 +453,9 @@ def test_orientation_of_photographs(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path, exif=exif)
     stored = Photo("a.png", str(path), 30, 20, [])
-    assert cutting.open_annotated(stored).size == (30, 20)  # annotations refer to stored pixels
-    turned = cutting.open_annotated(
-        stored._replace(width=20, height=30)
-    )  # unless they can only mean the turned image
+    for shown in (False, True):  # a size that is one's alone decides
+        assert cutting.open_annotated(stored._replace(upright=shown)).size == (30, 20)
+        turned = cutting.open_annotated(stored._replace(width=20, height=30, upright=shown))
     assert turned.size == (20, 30) and turned.getpixel((10, 3)) == (255, 255, 255)
     assert cutting.open_annotated(stored._replace(width=0, height=0, upright=True)).size == (20, 30)
     with pytest.raises(OSError, match="31 x 20"):

@@ -63,7 +63,7 @@ def test_unreadable_image_is_named(tmp_path):
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*train: --dataroot must hold"):
+    with pytest.raises(FileNotFoundError, match="no folder .*train: --dataroot .* has neither train nor test"):
         Crops(tmp_path, "train", 8)
     write(tmp_path / "train" / "objects" / "a.png", np.zeros((4, 4, 3)))
     with pytest.raises(FileNotFoundError, match="no images in .*backgrounds"):

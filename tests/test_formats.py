@@ -28,7 +28,7 @@ TRUTH = {
     "a.png": ((200, 150), 1, [("red dog", 40, 40, 24, 30), ("cat", 130, 50, 40, 24)]),
     "b.jpg": ((150, 200), 6, [("cat", 60, 90, 30, 30)]),
     "c.jpg": ((210, 160), 8, [("red dog", 50, 61, 33, 25), ("red dog", 140, 70, 20, 30)]),
-    "sub/d.png": ((180, 180), 1, [("cat", 71, 67, 40, 41)]),
+    "sub/d.png": ((180, 180), 3, [("cat", 71, 67, 40, 41)]),
     "e.png": ((160, 120), 1, []),
 }
 CLASSES = ["cat", "red dog"]
@@ -36,7 +36,7 @@ CLASSES = ["cat", "red dog"]
 
 def write_photographs(folder, truth=TRUTH):
     """Noise with red boxes, stored turned where the orientation says so."""
-    back = {1: None, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    back = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     for name, (size, orientation, boxes) in truth.items():
         pixels = np.random.default_rng(0).integers(40, 110, (size[1], size[0], 3), dtype=np.uint8)
         for _, x, y, w, h in boxes:

@@ -179,7 +179,7 @@ def test_a_cameras_photographs_as_tiff(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize("ending", ["tif", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_of_turned_photographs(ending, orientation, tmp_path):
-    """A box of the pixels as stored lands on the same content, and a size as stored is told from one as turned."""
+    """A box of the pixels as stored, where their size is theirs alone, lands on the content that it means."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = np.zeros((40, 60), np.uint8)
@@ -188,8 +188,8 @@ def test_boxes_of_turned_photographs(ending, orientation, tmp_path):
     upright = files.open_photo(path)
     rows, columns = np.nonzero(np.asarray(upright.convert("L")))
     found = tuple(int(n) for n in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
-    annotated = {(40, 60): found, (60, 40): (20, 5, 30, 7)}
-    for size in {(60, 40), upright.size}:
+    annotated = {(60, 40): (20, 5, 30, 7)} | {upright.size: found, (0, 0): found}
+    for size in annotated:
         job = jobs.Job("a", str(path), [annotated[size]], Photo("a", str(path), *size, []))
         assert jobs.upright_boxes(job) == [found]
 

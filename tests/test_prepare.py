@@ -276,7 +276,7 @@ def test_the_sheet_shows_windows_that_leave(edgy, tmp_path):
 # --- several sources, splits ---
 
 
-def test_sources_are_appended_and_a_source_again_is_replaced(tmp_path):
+def test_sources_are_appended_and_a_source_again_is_replaced(tmp_path, capsys):
     out = tmp_path / "out"
     first, second = (
         write_source(tmp_path / "one"),
@@ -288,7 +288,9 @@ def test_sources_are_appended_and_a_source_again_is_replaced(tmp_path):
     index = index_of(out)
     assert len(index["objects"]) == 16 and len(index["rules"]) == 2 and index["counts"]["objects"] == 16
     assert all(files_of(out)[name] == data for name, data in before.items())
+    assert "replaces" not in capsys.readouterr().out
     coco(second, out, "--classes", "red", "--y_per_x", "1")
+    assert "train: replaces the 8 objects and 16 backgrounds that the same annot" in capsys.readouterr().out
     index = index_of(out)
     assert (
         len(index["objects"]) == 12 and len(index["backgrounds"]) == 20 and index["counts"]["objects"] == 12

@@ -102,7 +102,7 @@ def test_coco(tmp_path):
         "images/a.jpg",
         200,
         100,
-        False,
+        True,
         False,
     )
     assert boxes_of([p]) == [(10, 20, 30, 40), (1, 2, 3, 4)]
@@ -456,6 +456,15 @@ def test_csv(pictures, header, line):
         ("b.jpg", 100, 200, True),
     ]
     assert [(b.name, b.score) for p in photos for b in p.boxes] == [("dog", 0.5), ("object", 1.0)]
+
+
+@pytest.mark.parametrize("column", ["class", "Label", "category"])
+@pytest.mark.parametrize("between", ",;")
+def test_csv_of_spreadsheets(pictures, column, between):
+    path = pictures / "boxes.csv"
+    path.write_text(f"file,x,y,w,h,{column}\na.jpg,10,20,30,40,red dog\n".replace(",", between))
+    (photo,) = read_csv(pictures, path, Skips())
+    assert boxes_of([photo]) == [(10, 20, 30, 40)] and photo.boxes[0].name == "red dog"
 
 
 def test_hostile_csv(pictures):

@@ -229,7 +229,7 @@ def test_turned_tiffs(tmp_path, orientation):
     (photo,) = read_csv(tmp_path, table(tmp_path / "x.csv", [("a.tif", 0, 0)]), sources.Skips())
     assert (photo.width, photo.height) == (30, 40) and np.array_equal(cutting.open_annotated(photo), upright)
     as_shown = photo._replace(upright=False)
-    # one rule for all formats: pixels as stored, unless the annotated size fits only the turned image
+    # what means the pixels as stored means the turned image where the annotated size is that one's alone
     assert np.array_equal(cutting.open_annotated(as_shown), stored if orientation < 5 else upright)
     if orientation > 4:
         assert np.array_equal(cutting.open_annotated(as_shown._replace(width=40, height=30)), stored)
