@@ -45,7 +45,7 @@ class Photo(NamedTuple):
     width: int  # of the image as annotated, pixels; 0 = not said, read it from the file
     height: int
     boxes: list
-    upright: bool = False  # boxes refer to the image turned upright as its EXIF orientation says
+    upright: bool = False  # boxes mean the image turned as its EXIF orientation says, if it then has the size above
     unplaced: bool = False  # some object of it has no usable box, so no crop of it can be trusted
 
 
@@ -194,7 +194,7 @@ def voc_photo(root, stem, skips):
         return None
     if masks.is_file():
         boxes = [box._replace(mask=("png", str(masks), box.id, 255)) for box in boxes]
-    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, unplaced=unplaced)
+    return Photo(file, str(root / "JPEGImages" / file), *size, boxes, True, unplaced)
 
 
 def parse_xml(path, first, skips):
