@@ -16,6 +16,7 @@ from test_faults import in_process, start  # noqa: F401 - a fixture
 from test_seigan import BOX, tiny, trainer_of
 from test_train import HERE, SMALL, TAUGHT, dataroot, records, training_state  # noqa: F401 - a fixture
 
+import losses
 from data import StepSampler
 from running import parallel
 from running.checkpoint import load_checkpoint
@@ -24,7 +25,7 @@ from seigan import NO_VGG
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 MODES = [("seigan", {}), ("nocycle", {}), ("supervised", {}), ("seigan", {"id_obj": 0.0, "enh": 0.0, "obj_mae": 0.0}),
          ("nocycle", {"enh": 0.0}), ("seigan", dict.fromkeys(("inp", "inp2", "bg_mae", "obj_mae", "id_bg"), 0.0))]
-RANDN = torch.randn
+RANDN, ZOOM = torch.randn, losses.zoom
 
 
 def batch():
@@ -36,6 +37,11 @@ def batch():
 def half_noise(shape, rank):
     """Noise of rank's half of a batch: its own stream, so that one process can put both halves together."""
     return RANDN(shape, generator=torch.Generator().manual_seed(10 + rank), dtype=torch.double)
+
+
+def half_zoom(y, rank):
+    """Parts of rank's half of a batch, likewise."""
+    return ZOOM(y, torch.Generator().manual_seed(20 + rank))
 
 
 def double_trainer(method, lambdas, share=lambda parameters: None):
@@ -59,9 +65,9 @@ def in_a_process(rank, port, out):
     ranks = parallel.Ranks("cpu")
     for i, (mode, lambdas) in enumerate(MODES):
         trainer = double_trainer(mode, lambdas, ranks.average_gradients)
-        torch.randn = lambda shape, **_: half_noise(shape, rank)
+        torch.randn, losses.zoom = lambda shape, **_: half_noise(shape, rank), lambda y, _: half_zoom(y, rank)
         gradients = one_step(trainer, slice(2 * rank, 2 * rank + 2))
-        torch.randn = RANDN
+        torch.randn, losses.zoom = RANDN, ZOOM
         torch.save((gradients, trainer.model.state()), os.path.join(out, f"{i}_{rank}.pt"))
     assert ranks.reduce([rank, 1]) == [1, 2] and ranks.reduce([rank], "max") == [1]
     assert ranks.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
@@ -95,6 +101,7 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(mode, lambdas, 
     assert equal(two, other)
     trainer = double_trainer(mode, lambdas)
     monkeypatch.setattr(torch, "randn", both_halves)
+    monkeypatch.setattr(losses, "zoom", lambda y, _: torch.cat([half_zoom(y[:2], 0), half_zoom(y[2:], 1)]))
     one = one_step(trainer, slice(None))
     monkeypatch.undo()
     assert two[0].keys() == one.keys()  # no zeros where there is no gradient: Adam would count them
