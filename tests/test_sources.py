@@ -326,7 +326,7 @@ def test_voc(tmp_path):
     skips = Skips()
     (p,) = read_voc(tmp_path, "Segmentation/train", skips)
     assert boxes_of([p]) == [(9, 19, 30, 40), (100, 50, 50, 30)] and not skips.counts
-    assert [b.name for b in p.boxes] == ["dog", "cat"] and (p.width, p.height) == (200, 100)
+    assert [b.name for b in p.boxes] == ["dog", "cat"] and (p.width, p.height, p.upright) == (200, 100, True)
     for number, b in enumerate(p.boxes, 1):
         mask = masks.decode_mask(b.mask, 200, 100, (0, 0, 200, 100))
         assert np.array_equal(mask == 255, labels == number) and np.array_equal(mask == 128, labels == 255)

@@ -351,7 +351,6 @@ def test_config_keeps_the_method(run, tmp_path):
     ('{"options": {}}', "", "names no method of seigan, nocycle"),
     ('{"options": {"method": "seigan", "nonsense": 1}}', "", "has --nonsense, which train.py does not have"),
     ('{"options": {"method": "seigan", "ngf": "x"}}', "", "'s --ngf is x, which is no value of that option"),
-    ('{"options": {"method": "seigan"}}', "--method redo", "--method is seigan in"),
     ('{"options": {"method": "seigan"}}', "--method supervised", "got supervised: leave out one of the two"),
     ('{"options": {"method": "seigan"}}', "--paper", "--resume, --demo and --paper do not go with it"),
     (None, "", "No such file")])
