@@ -207,10 +207,10 @@ def verdict(remarks: dict) -> str:
     if not remarks:
         return "no problems"
     features = ", ".join(f"{feature} ({', '.join(splits)})" for feature, splits in remarks.items())
-    remedy = ("larger photographs without objects leave room for backgrounds of X's sizes (--y_from DIR)"
-              if "window size" in remarks else "take Y from photographs like X's (--y_from same, or --y_from DIR)")
+    remedy = ("larger photographs without objects leave room for backgrounds of X's sizes (--y_from DIR"
+              if "window size" in remarks else "take Y from photographs like X's (--y_from same, or --y_from DIR")
     return (f"no faults, but X and Y can be told apart by {features}, which the discriminators may learn before "
-            f"anything about objects: {remedy}")
+            f"anything about objects: {remedy}; --backgrounds of `folder`)")
 
 
 # --- near-duplicates ---

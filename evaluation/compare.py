@@ -20,8 +20,8 @@ from PIL import Image
 
 from evaluation import page
 from evaluation.clustered import photographs
-from evaluation.results import read_results
-from images import UserError, open_image, written_whole
+from evaluation.results import check_same_images, read_results
+from images import UserError, open_image, printable, written_whole
 from running.folder import Lock, Made
 from running.options import command, make_parser, whole
 
@@ -47,7 +47,9 @@ def get_args_parser():
 def run(argv):
     args = get_args_parser().parse_args(argv)
     runs = {name: read_results(args.results_dir, name) for name in dict.fromkeys(args.name)}
-    stems = check_same_images(runs)
+    stems = check_same_images(runs, "compare")
+    if not stems:
+        raise UserError(f"{args.name[0]} has no images with a true mask: nothing can be compared")
     lines = table(runs, stems)
     os.makedirs(args.out, exist_ok=True)
     with Lock(args.out, "give another --out"):
@@ -62,21 +64,6 @@ def run(argv):
                         grid='<img src="masks.png" alt="masks of each run on the same images">' if grid else "")
     print(as_markdown(lines), end="")
     print(f"see {os.path.join(args.out, 'index.html')}")
-
-
-def check_same_images(runs):
-    """The stems of the images with a true mask. UserError where runs saw different ones: other names, or other shares
-    of their crops that are object, which is the full mask's IoU."""
-    scored = {name: [(row["stem"], row.get("full_mask")) for row in rows if row.get("iou")]
-              for name, (_, rows) in runs.items()}
-    (first, stems), *others = scored.items()
-    if not stems:
-        raise UserError(f"{first} has no images with a true mask: nothing can be compared")
-    for name, other in others:
-        if other != stems:
-            raise UserError(f"{first} and {name} were tested on different images, {len(stems)} and {len(other)} with a "
-                            "true mask: compare runs of one --dataroot and --split")
-    return [stem for stem, _ in stems]
 
 
 # --- figures ---
@@ -178,7 +165,9 @@ def as_html(lines):
 def write_grid(made, results_dir, runs, stems):
     """masks.png: a row an image, x, each run's masks, the true one. Whether there are images to show."""
     first = next(iter(runs))
-    if not all("mask" in figures["kinds"] for figures, _ in runs.values()):
+    bare = [name for name, (figures, _) in runs.items() if "mask" not in figures["kinds"]]
+    if bare:
+        print(printable(f"no masks.png: {', '.join(bare)} was tested with --no_images"))
         return False
     rows = []
     for stem in stems:

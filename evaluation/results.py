@@ -32,10 +32,27 @@ def read_results(results_dir, name):
     return figures, rows
 
 
+def check_same_images(runs, what, scored=True):
+    """The stems of the images that all of several runs, {name: (figures, rows)}, were tested on, of those with a true
+    mask or, not `scored`, of all. UserError, which names `what`, where runs saw different ones: other names, or other
+    shares of their crops that are object, which is the full mask's IoU."""
+    seen = {name: [(row["stem"], row.get("full_mask")) for row in rows if row.get("iou") or not scored]
+            for name, (_, rows) in runs.items()}
+    (first, stems), *others = seen.items()
+    for name, other in others:
+        if other != stems:
+            raise UserError(f"{first} and {name} were tested on different images, {len(stems)} and {len(other)}"
+                            + " with a true mask" * scored + f": {what} runs of one --dataroot and --split")
+    return [stem for stem, _ in stems]
+
+
 def read_rows(path):
-    """(number, {column: cell}) of the rows of a CSV file. UserError where it is none."""
+    """(number, {column: cell}) of the rows of a CSV file; between columns "," or, as spreadsheets in many countries
+    write it, ";". UserError where it is none."""
     with open(path, newline="", encoding="utf-8-sig") as f:
         try:
-            yield from enumerate(csv.DictReader(f))
+            header = f.readline()
+            f.seek(0)
+            yield from enumerate(csv.DictReader(f, delimiter="," if "," in header else ";"))
         except (csv.Error, ValueError) as error:
             raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error

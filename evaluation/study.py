@@ -22,7 +22,7 @@ import numpy as np
 
 from evaluation import bradley_terry
 from evaluation.page import embed, write_json, write_page
-from evaluation.results import read_results, read_rows
+from evaluation.results import check_same_images, read_results, read_rows
 from images import UserError, printable, written_whole
 from running.folder import Lock, Made, read_json
 from running.options import add_command, command, make_parser, number, whole
@@ -51,7 +51,7 @@ def get_args_parser():
     add = add_command(commands, "fit", "ratings from votes").add_argument
     add("votes", nargs="+", help="CSV files that voters saved")
     add("--key", default="results/study/key.json", help="which image is of which set, as `page` wrote it")
-    add("--out", default="results/study", help="folder for ratings.json and ratings.html")
+    add("--out", default="results/study", help="folder for ratings.json and ratings.html, earlier ones are replaced")
     add("--prior", type=number(0), default=bradley_terry.PRIOR,
         help="wins added to both sides of each pair of sets compared, for sets that never win; 0 = none")
     return parser
@@ -74,6 +74,7 @@ def collect_sets(names, results_dir, n_images, rng):
     sizes = {name: figures["size"] for name, (figures, _) in runs.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"images of one study must be of one size, got {sizes}: voters would tell sets apart by it")
+    check_same_images(runs, "a study takes", scored=False)
     methods = [figures["method"] for figures, _ in runs.values()]
     sets = {}
     for name, (figures, rows) in runs.items():
@@ -189,15 +190,19 @@ def read_votes(paths, key_path):
             place = f"{path}, line {i + 2}"
             if any(len(cell or "") > MOST_LETTERS for cell in row.values()):
                 raise UserError(f"{place}: a cell of more than {MOST_LETTERS} characters")
-            if row.get("choice") not in OUTCOMES:
-                raise UserError(f"{place}: choice must be left, right or tie, got {row.get('choice')!r}")
+            if "choice" not in row:
+                raise UserError(f"{path} has no column choice, but {', '.join(map(str, row))}: `fit` takes the CSV "
+                                "files that voters saved")
+            choice = (row["choice"] or "").strip().lower()
+            if choice not in OUTCOMES:
+                raise UserError(f"{place}: choice must be left, right or tie, got {row['choice']!r}")
             if row.get("left_set") and row.get("right_set"):
                 left, right = row["left_set"], row["right_set"]
             else:
                 key = key or _read_key(key_path)
                 left, right = (_set_of(row, side, key, place) for side in ("left", "right"))
             voter, pair = row.get("voter") or path, row.get("pair") or f"{path}:{i}"
-            vote = {"left": left, "right": right, "outcome": OUTCOMES[row["choice"]], "voter": voter, "pair": pair}
+            vote = {"left": left, "right": right, "outcome": OUTCOMES[choice], "voter": voter, "pair": pair}
             known = row.get("voter") and row.get("pair")
             votes.setdefault((voter, pair) if known else (path, i), vote)
     votes = [vote for vote in votes.values() if vote["left"] != vote["right"]]  # a set against itself says nothing
@@ -260,6 +265,9 @@ def expand(name):
 
 def fit_page(args):
     paths = [path for name in args.votes for path in expand(name)]
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no file {path}: `fit` takes the CSV files that voters saved, such as votes/*.csv")
     result = fit_votes(read_votes(paths, args.key), args.prior)
     os.makedirs(args.out, exist_ok=True)
     write_json(os.path.join(args.out, "ratings.json"), result)
@@ -278,6 +286,9 @@ def table(result):
                                                  strict=True):
         cells = ["   -" if share is None else f"{share:4.0%}" for share in shares]
         lines.append(f"{name:<{width}}  {rating:+.2f} [{low:+.2f}, {high:+.2f}]  {'  '.join(cells)}")
+    for unit in ("voter", "pair"):
+        if result[f"n_{unit}s"] == 1:
+            lines.append(f"One {unit} only: the intervals say nothing of what another would give.")
     return "\n".join(lines)
 
 

@@ -67,6 +67,9 @@ def check(args):
                         "--masks")
     if args.image and os.path.isdir(args.image):
         raise UserError(f"{args.image} is a folder: give it as --images, with --boxes FILE or detect")
+    for path in (args.image, *(args.mask or ()), getattr(args, "background", None)):  # before a model is loaded
+        if path and not os.path.exists(path):
+            raise FileNotFoundError(f"no image {path}")
     if args.image and args.masks:
         raise UserError("--masks is for a folder --images: one photograph takes --mask FILE")
     refuse_shares(args.box or [], "--box")

@@ -95,6 +95,18 @@ def test_images_that_share_no_truth_cannot_be_compared(tmp_path, capsys):
         assert said in told and told.count("\n") == 1
 
 
+def test_runs_without_images_have_no_grid_and_it_is_said(tmp_path, capsys):
+    for name in "ab":
+        write(tmp_path, name, "seigan", 0, np.full(len(STEMS), 0.5))
+    lines(tmp_path, "a", "b")
+    assert (tmp_path / "out" / "masks.png").exists() and "no masks.png" not in capsys.readouterr().out
+    figures = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    (tmp_path / "b" / "metrics.json").write_text(json.dumps(figures | {"kinds": []}))
+    lines(tmp_path, "a", "b")
+    assert "no masks.png: b was tested with --no_images" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "masks.png").exists()
+
+
 def test_a_damaged_table_is_one_line(tmp_path, capsys):
     write(tmp_path, "a", "seigan", 0, ["much"] * len(STEMS))
     assert compare.main(["a", "--results_dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -345,6 +345,15 @@ def test_runs_of_unlike_sizes_are_refused(results, capsys):
     assert "one size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("own", ["11,,0", "12,1,0"])
+def test_runs_of_other_test_images_are_refused(results, capsys, own):
+    path = results / "nc" / "per_image.csv"
+    path.write_text(path.read_text().replace(path.read_text().splitlines()[-1], own))
+    code = study.main(["page", "--name", "nc", "full", "--results_dir", str(results), "--out", str(results / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 * (own[:2] == "12") and ("nc and full were tested on different images" in error) == (code == 2)
+
+
 @pytest.mark.parametrize("figures", [None, {"method": "supervised", "size": 16, "n_images": 12, "kinds": ["x"]}])
 def test_results_without_pasted_images_are_refused(results, capsys, figures):
     os.remove(results / "nc" / "metrics.json")
@@ -439,11 +448,27 @@ def test_patterns_and_narrow_code_pages(tmp_path):
     ([("a", "b", "both", 1, 1)], "line 2: choice must be left, right or tie, got 'both'"),
     ([], "no votes"),
     ([("a", "b", "left", 1, 1), ("c", "d", "left", 1, 2)], "not linked"),
+    ([("a,b",)], "v.csv has no column choice, but vote: `fit` takes the CSV files that voters saved"),
+    (None, "v.csv: `fit` takes the CSV files that voters saved"),
 ])
 def test_bad_votes_end_in_one_line(tmp_path, capsys, votes, words):
-    assert study.main(["fit", write_votes(tmp_path / "v.csv", votes), "--out", str(tmp_path)]) == 2
+    path = tmp_path / "v.csv"
+    if votes is not None:
+        write_votes(path, votes, *[["vote"]] * (votes[:1] == [("a,b",)]))
+    assert study.main(["fit", str(path), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m evaluation.study: error: ") and words in error and error.count("\n") == 1
+
+
+def test_votes_from_a_spreadsheet_and_of_one_voter(tmp_path, capsys):
+    head, rows = "left_set;right_set;choice;voter;pair\n", ["a;b;Left;v;1", "a;b;LEFT ;v;2", "a;b;right;v;3"]
+    (tmp_path / "v.csv").write_text(head + "\n".join(rows))
+    assert study.main(["fit", str(tmp_path / "v.csv"), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 votes of 1 voters on 3 pairs" in printed and "67%" in printed and "One voter only" in printed
+    (tmp_path / "v.csv").write_text(head + "\n".join([*rows, "a;b;right;w;1"]))
+    assert study.main(["fit", str(tmp_path / "v.csv"), "--out", str(tmp_path)]) == 0
+    assert "only" not in capsys.readouterr().out
 
 
 def test_votes_of_another_study_or_without_key_are_refused(page, tmp_path, capsys):
