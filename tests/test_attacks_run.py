@@ -428,7 +428,8 @@ def test_an_unfinished_evaluation_is_refused(results, tmp_path, capsys, rows):  
     ("metrics.json", "\xff"), ("metrics.json", '{"kinds": ["z"], "method": [], "size": 16, "n_images": 12}'),
     ("per_image.csv", "a,b\n" + "1,2\n" * 12), ("per_image.csv", "stem\n" + "../x\n" * 12),
     ("per_image.csv", "stem\n" + "x\0\n" * 12),
-    ("per_image.csv", "stem\n" + "x" * 200_000), ("per_image.csv", "stem,d_obj_z\n" + "00,high\n" * 12)])
+    ("per_image.csv", "stem\n" + "x" * 200_000),
+    ("per_image.csv", "stem,d_obj_z\n" + "".join(f"{i:02d},high\n" for i in range(12)))])
 def test_results_of_anything_are_one_line(results, tmp_path, capsys, file, text):  # noqa: F811
     (results / "nc" / file).write_text(text, encoding="latin-1")
     assert make(results, tmp_path / "site") == 2

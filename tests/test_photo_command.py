@@ -512,7 +512,8 @@ def test_removal_without_g_inp_is_refused_before_photographs_are_opened(call, tm
     torch.manual_seed(0)
     model = NoCycle(size=32, ngf=8, ndf=8, n_layers_D=3, seg_blocks=1, unet_downs=3)
     save(tmp_path / "exp", model, "nocycle")
-    for photograph in (["no.png", "--box", "1,1,5,5"],
+    (tmp_path / "no.png").write_text("no photograph")
+    for photograph in ([tmp_path / "no.png", "--box", "1,1,5,5"],
                        ["--images", folder_of(tmp_path, "a.png"), "--boxes", boxes_of(tmp_path, "a.png")]):
         code, _, err = call("remove", *photograph, "--out", tmp_path / "out", runs=tmp_path)
         assert code == 2 and "NoCycle has no G_inp" in err and err.count("\n") == 1
