@@ -206,12 +206,12 @@ def require_inpainting(model):
                         "take one of a method that trains it, such as seigan")
 
 
-def box_problem(box, size, what="the box", where="the image"):
+def box_problem(box, size, what="the box"):
     """What is wrong with a box, in one line; None if it has an area and part of it lies within `size`."""
     if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
         return f"a box must be x, y, width, height in pixels with a width and height above 0, got {tuple(box)}"
     if box[0] >= size[0] or box[1] >= size[1] or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-        return f"{what} {','.join(f'{side:g}' for side in box)} lies outside {where} of {size[0]} x {size[1]} pixels"
+        return f"{what} {','.join(f'{side:g}' for side in box)} lies outside the image of {size[0]} x {size[1]} pixels"
     return None
 
 
@@ -357,7 +357,7 @@ def _position(at, box, size):
         at = ((size[0] - w) / 2, (size[1] - h) / 2, w, h)
     elif len(at) == 2:
         at = (*at, *box[2:])
-    if problem := box_problem(at, size, "the object's new place", "the image that it goes on"):
+    if problem := box_problem(at, size, "the object's new place"):
         raise UserError(problem)
     return at
 
