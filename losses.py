@@ -140,6 +140,16 @@ def recolour(images, rng=None):
     return mean + (images - mean) * (0.5 + draw[2])
 
 
+def views(x, y, mask, rng=None):
+    """Other views of objects: half of the images x, drawn at random, become their object on y (copy-paste, Dwibedi et
+    al., arXiv 1708.01642), all of them in other colours. Their masks stay.
+
+    x, y: (N, 3, H, W) in [-1, 1]; mask: (N, 1, H, W), object where ½ or more; returns and rng as `recolour`.
+    """
+    drawn = torch.rand((len(x), 1, 1, 1), generator=rng, device=x.device) < 0.5
+    return recolour(torch.where(drawn, paste(x, y, (mask >= 0.5).to(x)), x), rng)
+
+
 def augment(images, rng=None):
     """Differentiable augmentation of what a discriminator sees, real or fake (Zhao et al., arXiv 2006.10738): images
     as `recolour` makes them, each shifted by up to an eighth of its sides. Arguments as there."""

@@ -325,7 +325,7 @@ class Trainer:
         self.discriminators.requires_grad_(False)
         with self.autocast():
             s = model.swap(x, y, box, self.rng)
-            terms = model.generator_losses(x, y, s, self.look) | (self.taught(x, box)[1] if self.teaches() else {})
+            terms = model.generator_losses(x, y, s, self.look) | (self.taught(x, y, box)[1] if self.teaches() else {})
         total = sum(model.lambdas[k] * term for k, term in terms.items())  # l = Σ λ_i l_i
         applied = losses.update(self.opt_G, total, self.share)
 
@@ -340,7 +340,7 @@ class Trainer:
     def warm_step(self, x, y, box):
         """One update by the two terms that need no adversary: as good masks as by all, in a fifth of the time."""
         with self.autocast():
-            m, terms = self.taught(x, box)
+            m, terms = self.taught(x, y, box)
             if self.model.lambdas["fill"]:
                 y, hole = losses.zoom(y, self.rng), (m.detach() >= 0.5).to(m)
                 noise = torch.randn(m.shape, generator=self.rng, device=m.device, dtype=y.dtype)
@@ -360,10 +360,11 @@ class Trainer:
     def teaches(self):
         return self.teacher is not None and self.model.lambdas["teach"] > 0
 
-    def taught(self, x, box):
-        """m of x in other colours, lest the teacher's mistakes are learned by heart, and {"teach": m against its}."""
-        m = self.model.mask(losses.recolour(x, self.rng), self.model.boxes(box, len(x)))
-        return m, {"teach": losses.cross_entropy(m, self.label(x, box))}
+    def taught(self, x, y, box):
+        """m of other views of x, lest the teacher's mistakes are learned by heart, and {"teach": m against its}."""
+        label = self.label(x, box)
+        m = self.model.mask(losses.views(x, y, label, self.rng), self.model.boxes(box, len(x)))
+        return m, {"teach": losses.cross_entropy(m, label)}
 
     def label(self, x, box):
         """The box teacher's masks: at first of the box alone, from step 100 on of what the averaged G_seg says."""
@@ -424,8 +425,7 @@ def model_config(args, crops):
 def build(args, crops, device, rank=0):
     """The `Trainer` of a new `SEIGAN`; arguments as in running/methods.py."""
     config = model_config(args, crops)
-    taps = losses.vgg_taps(config["lambdas"])
-    state = vgg_state(args.vgg_weights, taps) if taps else None
+    state = vgg_state(args.vgg_weights, taps) if (taps := losses.vgg_taps(config["lambdas"])) else None
     return build_trainer(SEIGAN(**config, vgg_state=state), args, device, rank)
 
 

@@ -172,7 +172,7 @@ def test_which_networks_a_term_moves(term, vgg19_state):
     x, y = images()
     trainer, box = trainer_of(model), torch.tensor([BOX] * 2)
     trainer.teacher = crf.teach
-    terms = model.generator_losses(x, y, model.swap(x, y, box, trainer.rng)) | trainer.taught(x, box)[1]
+    terms = model.generator_losses(x, y, model.swap(x, y, box, trainer.rng)) | trainer.taught(x, y, box)[1]
     model.zero_grad()
     terms[term].backward()
     moved = {name for name in SEIGAN.GENERATORS if any(p.grad is not None and p.grad.abs().sum() > 0
@@ -229,6 +229,23 @@ def test_augmentation_statistics_and_gradient():
     assert abs(level.mean()) < 4 * (1 / 12) ** 0.5 / 4000**0.5 and -0.5 <= level.min() and level.max() <= 0.5
     out.sum().backward()
     assert (image.grad != 0).any((1, 2, 3)).all()
+
+
+def test_other_views_are_in_other_colours_and_half_of_the_objects_on_other_grounds():
+    rng = torch.Generator().manual_seed(4)
+    x, y = torch.rand((2, 400, 3, 6, 8), generator=rng, dtype=torch.double) * 2 - 1
+    mask = torch.rand((400, 1, 6, 8), generator=rng, dtype=torch.double)
+    mask[0], mask[1, :, 0] = 0.5, 0.5
+    rng.manual_seed(5)
+    out = losses.views(x, y, mask, rng)
+    rng.manual_seed(5)
+    on_y = torch.rand(400, generator=rng) < 0.5
+    expected = x.clone()
+    for i in on_y.nonzero().flatten():
+        ground = mask[i, 0] < 0.5
+        expected[i][:, ground] = y[i][:, ground]
+    assert torch.equal(out, losses.recolour(expected, rng)) and 160 < on_y.sum() < 240
+    assert torch.equal(expected[0], x[0])  # nothing known of the object: the image as it is
 
 
 def test_zoom_shows_a_window_in_full_size():
@@ -650,7 +667,7 @@ def test_at_first_only_what_needs_no_adversary_is_learned():
     rng.set_state(trainer.rng.get_state())
     with torch.no_grad():
         model.G_seg.head.bias.fill_(0.0)  # so that some of the mask is object
-        m = model.mask(losses.recolour(x, rng), box)
+        m = model.mask(losses.views(x, y, label, rng), box)
         hole = (m >= 0.5).double()
         part = losses.zoom(y, rng)
         noise = torch.randn((2, 1, 16, 16), generator=rng, dtype=torch.double)
@@ -677,14 +694,14 @@ def test_without_a_teacher_no_step_is_warm():
     assert "D_bg" in trainer.train_step(batch_of(*images()))
 
 
-def test_the_teacher_s_term_is_the_cross_entropy_of_masks_of_x_in_other_colours():
-    trainer, x, box = Trainer(tiny().double()), images(dtype=torch.double)[0], torch.tensor([BOX] * 2)
+def test_the_teacher_s_term_is_the_cross_entropy_of_masks_of_other_views_of_x():
+    trainer, (x, y), box = Trainer(tiny().double()), images(dtype=torch.double), torch.tensor([BOX] * 2)
     label = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.double)
     trainer.teacher = lambda x, box, m: label
     rng = torch.Generator()
     rng.set_state(trainer.rng.get_state())
-    term = trainer.taught(x, box)[1]["teach"]
-    m = trainer.model.G_seg(losses.recolour(x, rng)) * box_mask(box, 16, 16, 1.1).double()
+    term = trainer.taught(x, y, box)[1]["teach"]
+    m = trainer.model.G_seg(losses.views(x, y, label, rng)) * box_mask(box, 16, 16, 1.1).double()
     expected = -(label * m.log().clamp(min=-100) + (1 - label) * (1 - m).log().clamp(min=-100)).mean()  # 0 outside
     assert term.item() == pytest.approx(expected.item(), rel=1e-6)
     as_it_is = losses.cross_entropy(trainer.model.mask(x, box), label)
