@@ -144,10 +144,13 @@ def views(x, y, mask, rng=None):
     """Other views of objects: half of the images x, drawn at random, become their object on y (copy-paste, Dwibedi et
     al., arXiv 1708.01642), all of them in other colours. Their masks stay.
 
-    x, y: (N, 3, H, W) in [-1, 1]; mask: (N, 1, H, W), object where ½ or more; returns and rng as `recolour`.
+    x, y: (N, 3, H, W) in [-1, 1], y may be None: then colours alone; mask: (N, 1, H, W), object where ½ or more;
+    returns and rng as `recolour`.
     """
-    drawn = torch.rand((len(x), 1, 1, 1), generator=rng, device=x.device) < 0.5
-    return recolour(torch.where(drawn, paste(x, y, (mask >= 0.5).to(x)), x), rng)
+    if y is not None:
+        drawn = torch.rand((len(x), 1, 1, 1), generator=rng, device=x.device) < 0.5
+        x = torch.where(drawn, paste(x, y, (mask >= 0.5).to(x)), x)
+    return recolour(x, rng)
 
 
 def augment(images, rng=None):

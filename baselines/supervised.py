@@ -36,18 +36,19 @@ Model = Supervised
 class Trainer:
     """Adam on the binary cross-entropy of masks, with an averaged G_seg. Arguments as for `seigan.Trainer`, and
 
-    recolour: whether G_seg sees images in other colours, as SEIGAN's does where the box teacher teaches it.
+    views: whether G_seg sees `losses.views` of the images, as SEIGAN's does where the box teacher teaches it.
     """
 
-    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None, recolour=True):
-        self.recolour = recolour
+    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None, views=True):
+        self.views = views
         self.model, self.ema, self.amp, self.share, self.step = model, ema, amp, share, 0
         self.opt_G = losses.adam({model.G_seg: lr}, beta1)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
         self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
 
     def train_step(self, batch, lr_factor=1.0):
-        """One update. batch: "x" (N, 3, H, W) in [-1, 1], "box" (N, 4), "mask" as of `data.load_mask`, 1 = object.
+        """One update. batch: "x" (N, 3, H, W) in [-1, 1], "box" (N, 4), "mask" as of `data.load_mask`, 1 = object;
+        "y" where there are backgrounds.
 
         Returns {name: detached scalar tensor}: "bce", the figures of `losses.mask_figures`, "skipped".
         """
@@ -56,8 +57,9 @@ class Trainer:
         model = self.model
         target = self.target(batch)
         with self.autocast():
-            # Deviation: x in other colours
-            m = model.mask(losses.recolour(batch["x"], self.rng) if self.recolour else batch["x"], batch["box"])
+            # Deviation: other colours, other grounds
+            x = losses.views(batch["x"], batch.get("y"), target, self.rng) if self.views else batch["x"]
+            m = model.mask(x, batch["box"])
         bce = losses.cross_entropy(m, target)
         applied = losses.update(self.opt_G, bce, self.share)
         self.step += 1
@@ -95,4 +97,4 @@ def problem(args):
 def build(args, crops, device, rank=0, model=Supervised, trainer=Trainer):
     """The trainer of a new model, of the classes given; arguments as in running/methods.py."""
     return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema,
-                   args.seed + 1_000_000 * rank, args.amp, recolour=args.lambda_teach > 0)
+                   args.seed + 1_000_000 * rank, args.amp, views=args.lambda_teach > 0)

@@ -45,7 +45,7 @@ def half_zoom(y, rank):
 
 
 def double_trainer(method, lambdas, share=lambda parameters: None):
-    options = {"recolour": False} if method == "supervised" else {"pool_size": 0, "diffaug": False}
+    options = {"views": False} if method == "supervised" else {"pool_size": 0, "diffaug": False}
     trainer = trainer_of(tiny(method=method, lambdas=NO_VGG | lambdas).double(), ema=0, **options)
     trainer.share = share
     return trainer

@@ -386,16 +386,18 @@ def test_no_average():
     assert plain.averaged is plain.model
 
 
-def test_supervised_loss_is_cross_entropy_where_the_truth_is_known():
-    model, x = tiny(method="supervised"), images()[0]
-    mask = torch.rand(2, 1, 16, 16).round()
-    m = model.segment(losses.recolour(x, torch.Generator().manual_seed(0)))
-    expected = F.binary_cross_entropy(m, mask).item()
-    assert trainer_of(model).train_step(batch_of(x, x, mask=mask))["bce"].item() == pytest.approx(expected)
-    mask[:, :, :8] = 0.5  # void
-    expected = F.binary_cross_entropy(m[:, :, 8:], mask[:, :, 8:]).item()
-    found = trainer_of(tiny(method="supervised")).train_step(batch_of(x, x, mask=mask))["bce"].item()
-    assert found == pytest.approx(expected)
+@pytest.mark.parametrize("backgrounds", [True, False])
+def test_supervised_loss_is_cross_entropy_where_the_truth_is_known(backgrounds):
+    x, y = images()
+    mask, void = torch.rand(2, 1, 16, 16).round(), torch.zeros(16, dtype=torch.bool)
+    for void[:8] in (False, True):
+        mask[:, :, void] = 0.5
+        model, batch = tiny(method="supervised"), batch_of(x, y, mask=mask)
+        if not backgrounds:
+            del batch["y"]
+        m = model.segment(losses.views(x, batch.get("y"), mask, torch.Generator().manual_seed(0)))
+        expected = F.binary_cross_entropy(m[:, :, ~void], mask[:, :, ~void]).item()
+        assert trainer_of(model).train_step(batch)["bce"].item() == pytest.approx(expected)
 
 
 def run_steps(trainer, start, stop):
