@@ -346,3 +346,9 @@ def test_the_papers_letter_and_the_demo():
     assert {name: vars(args)[name] for name in given} == given
     args, _ = train_options.parse("--method redo --name a --demo --gpu -1".split())
     assert (args.size, args.no_diffaug, args.beta1, args.dataroot) == (32, False, 0.0, "datasets/demo")
+
+
+@pytest.mark.parametrize("method", ["redo", "perturbgan", "comgan", "dscomgan"])
+def test_on_the_demo_their_discriminators_see_augmented_images(method):
+    """What SEIGAN leaves out there, to be quick, they need on a small set."""
+    assert train_options.parse(f"--method {method} --name a --demo --gpu -1".split())[0].no_diffaug is False
