@@ -51,7 +51,8 @@ METHODS = {"seigan": "seigan", "nocycle": "baselines.nocycle", "supervised": "ba
            "boxes": "baselines.boxes", "redo": "baselines.redo", "perturbgan": "baselines.perturbgan",
            "comgan": "baselines.comgan", "dscomgan": "baselines.dscomgan"}
 # what each learns from, beside images of objects
-SUPERVISION = {**dict.fromkeys(("seigan", "nocycle", "boxes"), "boxes, backgrounds"), "supervised": "masks, backgrounds",
+SUPERVISION = {**dict.fromkeys(("seigan", "nocycle", "boxes"), "boxes, backgrounds"),
+               "supervised": "masks, backgrounds",
                **dict.fromkeys(("redo", "perturbgan", "comgan", "dscomgan"), "nothing")}
 
 
