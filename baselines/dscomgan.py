@@ -19,8 +19,6 @@ from baselines.comgan_networks import CodedGenerator, Discriminator
 __all__ = ["NEEDS", "Model", "build", "problem"]
 LIKE = "comgan"
 OPTIONS = {
-    "head_width": (24, 1, "channels of the generator's heads"),
-    "head_blocks": (1, 0, "residual blocks of the heads F and B"),
     "lambda_binary": (0.0, 0.0, "β, of the generated masks' entropy; it rises over a third of the first stage"),
     "n_codes": (10, 2, "values of the codes f and b"),
     "ndf_info": (16, 1, "channels of the first layers of D_f and D_b"),

@@ -12,11 +12,21 @@ import losses
 from seigan import SEIGAN
 
 
+def frame_excess(masks):
+    """How much more of the frame, the outermost sixteenth of each side, than of the inside each of masks (N, K, H, W)
+    in [0, 1] covers: (N, K) in [-1, 1]. Crops show objects whole, so an object's is below 0, a background's above.
+    """
+    edge = max(1, masks.shape[-1] // 16)
+    inside = torch.zeros_like(masks[0, 0])
+    inside[edge:-edge, edge:-edge] = 1
+    frame = 1 - inside
+    return (masks * (frame / frame.sum() - inside / inside.sum())).sum((2, 3))
+
+
 class Polarity(nn.Module):
     """Which region is the background: one choice for all images, from training images, without a label.
 
-    The background is what covers the frame, the outermost sixteenth of each side, most beyond its share of the inside:
-    crops show their objects whole. The running mean goes back about a hundred steps.
+    The background is what has most `frame_excess`. The running mean goes back about a hundred steps.
     """
 
     def __init__(self, regions=2):
@@ -26,11 +36,7 @@ class Polarity(nn.Module):
     @torch.no_grad()
     def update(self, masks):
         """Count the masks (N, K, H, W) in [0, 1] of training images in; over the K regions they sum to 1."""
-        edge = max(1, masks.shape[-1] // 16)
-        inside = masks[..., edge:-edge, edge:-edge].float()
-        n_frame = masks[0, 0].numel() - inside[0, 0].numel()
-        frame = (masks.float().sum((0, 2, 3)) - inside.sum((0, 2, 3))) / (n_frame * len(masks))
-        self.excess.lerp_(frame - inside.mean((0, 2, 3)), 0.01)
+        self.excess.lerp_(frame_excess(masks.float()).mean(0), 0.01)
 
     def forward(self, masks):
         """Masks (N, K, H, W) of the regions -> the object's (N, 1, H, W), 1 = object: all but the background."""
