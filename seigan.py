@@ -52,8 +52,8 @@ OPTIONS = {
     "lambda_enh": (3.0, 0.0, "λ9 of the paper"),  # l_enh_GAN
     "lambda_id_obj": (1.0, 0.0, "λ10 of the paper"),  # l_obj_id
     "lambda_id_bg": (3.0, 0.0, "λ11 of the paper"),  # l_bg_id
-    "lambda_teach": (30.0, 0.0, "ours"),  # Deviation: what the box teacher (crf.py) says of m of `losses.views`
-    "lambda_fill": (15.0, 0.0, "ours"),  # Deviation: a hole cut out of y and filled by G_inp's first U-Net, against y
+    "lambda_teach": (30.0, 0.0, "ours, of the box teacher, 0 = none"),  # Deviation: crf.py says m, of `losses.views`
+    "lambda_fill": (15.0, 0.0, "ours, of a hole cut out of y, 0 = none"),  # Deviation: G_inp's first U-Net fills it
     "gram_sum": (False, None, "Gram matrices as sums, not divided by C·H·W"),
     "vgg_weights": ("", None, "file of VGG-19's weights, torchvision's names; without it they are downloaded"),
 }
@@ -285,9 +285,9 @@ class Trainer:
 
     Args:
         model: a `SEIGAN`, or a model with its networks' names, swap and losses; on the device to train on.
-        lr, beta1, ema, amp: see running/train_options.py; lr_seg, pool_size, pool_past, warm_steps: see `OPTIONS`.
-        seed: of noise, parts of y, other views, augmentation and pools.
-        diffaug: whether discriminators see images through `losses.augment`.
+        lr, beta1, ema, amp: see running/train_options.py; lr_seg, pool_size, pool_past, warm_steps: as `OPTIONS`,
+            whose values suit a teacher; those here suit none.
+        seed: of noise, parts of y, views, augmentation, pools; diffaug: D sees images through `losses.augment`.
         share: called with the parameters after each backward pass, to average gradients over processes.
         teacher (an attribute): (x, box, mask or None) -> labels for m, `crf.teach` for one; None = no teacher.
     """

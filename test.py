@@ -54,6 +54,7 @@ from evaluation import charts, page
 from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, resolution, summarise
 from evaluation.image_scores import FeatureNet
 from evaluation.mask_files import MaskFiles
+from evaluation.mask_scores import BASELINES
 from images import UserError, open_image, save_png, written_whole
 from running import methods
 from running.checkpoint import build_model, load_checkpoint
@@ -211,9 +212,9 @@ def table(figures):
     lines = [f"{head}; IoU at {figures['resolution']} resolution, 95 % intervals"]
     refined = figures["refined"]
     for name, value, key in [(figures["method"], figures["iou"], "iou"), ("refined", refined["iou"], "iou_refined"),
-                             *((name, value, name) for name, value in figures["baselines"].items())]:
+                             *((words, figures["baselines"][name], name) for name, words in BASELINES.items())]:
         ends = figures["intervals"].get(key)
-        lines.append(f"  {name.replace('_', ' '):<12}" + ("    -" if value is None else f"{value:.3f}")
+        lines.append(f"  {name:<18}" + ("    -" if value is None else f"{value:.3f}")
                      + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     lines.append(f"  mask area {figures['mask_area']:.3f}, true area {figures['true_area']:.3f}; "
                  f"boundary F {figures['boundary_f']:.3f}, pooled IoU {figures['iou_pooled']:.3f}; "

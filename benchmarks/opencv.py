@@ -9,7 +9,12 @@ For this comparison only; nothing else uses OpenCV.
 import os
 import sys
 
-import cv2
+try:
+    import cv2
+except ImportError:
+    if __name__ == "__main__":
+        sys.exit("benchmarks.opencv: error: OpenCV is not installed: pip install opencv-python-headless")
+    raise
 import numpy as np
 import torch
 

@@ -105,7 +105,7 @@ def charts(log, mean_mask=None):
     main, used = [], {"val_iou", "mask_area", "mask_contrast", "val_mask_area"}
     accuracy = pick(val_iou="model")
     if accuracy:
-        levels = [] if mean_mask is None else [("mean mask (test)", mean_mask)]
+        levels = [] if mean_mask is None else [("best fixed mask (test)", mean_mask)]
         main.append(chart("IoU on held-out crops while training", accuracy, levels, (0, 1)))
     area = pick(mask_area="mask area", mask_contrast="mask contrast", val_mask_area="area, held out")
     if area:

@@ -16,7 +16,7 @@ from evaluation.clustered import photographs, student, two_way
 from images import OBJECT, VOID, UserError
 
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
-BASELINES = ("full_mask", "box_mask", "mean_mask", "crf")
+BASELINES = {"full_mask": "full mask", "box_mask": "box", "mean_mask": "best fixed mask", "crf": "CRF from the box"}
 
 
 # --- at crop size ---

@@ -150,17 +150,17 @@ def verdict(figures):
     if figures["iou"] is None:
         return "The data have no true masks: nothing here says how good the masks are."
     if gain is None:
-        return "There are no training masks, so there is no mean mask to compare with."
+        return "There are no training masks, so there is no best fixed mask to compare with."
     ends = f"{gain:+.3f} IoU" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
     if interval and interval[0] <= 0 <= interval[1]:
-        return f"Masks cannot be told from the mean training mask in quality: {ends}."
-    return f"Masks are {'better' if gain > 0 else 'worse'} than the mean training mask: {ends}."
+        return f"Masks cannot be told from the best fixed mask in quality: {ends}."
+    return f"Masks are {'better' if gain > 0 else 'worse'} than the best fixed mask: {ends}."
 
 
 def fill_verdict(figures):
     """One sentence where fills that need no training are better than G_inp; else ""."""
     own, *others = (figures["inpainting"][fill]["psnr"] for fill in ("G_inp", "diffusion", "mean_colour"))
-    better = [f"{words} ({psnr:.1f} dB)" for words, psnr in zip(("diffusion from the rim", "the mean colour"), others,
+    better = [f"{words} ({psnr:.1f} dB)" for words, psnr in zip(("Laplace's equation", "the mean colour"), others,
                                                               strict=True) if own is not None and psnr > own]
     verb = "need" if len(better) > 1 else "needs"
     return "" if not better else (f"By PSNR the model's fills ({own:.1f} dB) are worse than "

@@ -92,7 +92,7 @@ def test_command_line_needs_the_name_alone(checkpoints, dataroot, tmp_path):
         assert pngs(folder, kind) == stems
         with Image.open(folder / kind / stems[0]) as image:
             assert image.size == (32, 32) and image.mode == ("L" if kind in MASKS else "RGB")
-    for word in ("seigan", "refined", "full mask", "box mask", "mean mask", "crf", "7 of 7"):
+    for word in ("seigan", "refined", "full mask", "box", "best fixed mask", "CRF", "7 of 7"):
         assert word in done.stdout
     figures = figures_of(folder)
     assert {"iou", "iou_pooled", "dice", "pixel_accuracy", "precision", "recall", "boundary_f", "mask_area",

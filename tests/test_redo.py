@@ -311,7 +311,7 @@ def test_it_trains_resumes_and_is_tested_as_users_do_it(folder, capsys, monkeypa
     capsys.readouterr()
     assert test_command.main(f"--name b --checkpoints_dir {ck} --gpu -1".split()) == 0
     out = capsys.readouterr().out
-    assert "nothing said what the object is" in out and "mean mask" in out
+    assert "nothing said what the object is" in out and "best fixed mask" in out
     metrics = json.loads((folder / "results" / "b" / "metrics.json").read_text())
     assert metrics["supervision"] == "nothing" and {"mask", "r", "region0_0", "region1_2"} <= set(metrics["kinds"])
     assert (folder / "results" / "b" / "r").is_dir() and metrics["background_region"] in (0, 1)

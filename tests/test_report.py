@@ -125,7 +125,7 @@ def test_a_sentence_says_where_fills_need_no_model(figures):
     psnr = figures["inpainting"]
     assert report.fill_verdict(figures) == ""  # all alike
     psnr["diffusion"] = {"psnr": 26.54}
-    assert "(20.0 dB) are worse than diffusion from the rim (26.5 dB), which needs" in report.fill_verdict(figures)
+    assert "(20.0 dB) are worse than Laplace's equation (26.5 dB), which needs" in report.fill_verdict(figures)
     psnr["mean_colour"] = {"psnr": 22.0}
     assert "and the mean colour (22.0 dB), which need no" in report.fill_verdict(figures)
     figures["inpainting"] = dict.fromkeys(psnr, {"psnr": None})
