@@ -158,11 +158,11 @@ def check_archive(path):
 # --- finding files ---
 
 
-def list_images(folder, below=False, without=()):
+def list_images(folder, below=False, without=(), endings=EXTENSIONS):
     """Names of the image files in `folder`, sorted; [] if there is no such folder. Hidden ones are passed over.
 
     below: those of all folders in it too, as names relative to it with "/" between folders.
-    without: real paths of files and folders to leave out.
+    without: real paths of files and folders to leave out. endings: of other files in place of images.
     """
     names = []
     for root, folders, files in os.walk(folder):
@@ -172,7 +172,7 @@ def list_images(folder, below=False, without=()):
             folders.clear()
             continue
         names += [Path(root, name).relative_to(folder).as_posix() for name in files
-                  if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+                  if name.lower().endswith(endings) and not name.startswith(".")
                   and os.path.join(real, name) not in without]
     return sorted(names)
 

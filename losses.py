@@ -249,10 +249,10 @@ def restore(rng, state, step):
 # --- an update ---
 
 
-def adam(rates, beta1):
+def adam(rates, beta1, beta2=0.999):
     """Adam for {module: learning rate}, whose groups keep that rate as "initial_lr"."""
     groups = [{"params": [*module.parameters()], "lr": lr, "initial_lr": lr} for module, lr in rates.items()]
-    return torch.optim.Adam(groups, betas=(beta1, 0.999), fused=True)
+    return torch.optim.Adam(groups, betas=(beta1, beta2), fused=True)
 
 
 def update(optimizer, loss, share=lambda parameters: None):

@@ -399,14 +399,14 @@ class Trainer:
 # --- from options to a trainer: the protocol of running/methods.py ---
 
 
-def problem(args):
-    """What contradicts itself in the options, in one line; None if nothing does."""
+def problem(args, used=tuple(LAMBDAS)):
+    """What contradicts itself in the options, in one line; None if nothing does. used: terms that the method has."""
     terms, n_layers = {k for k in LAMBDAS if vars(args)[f"lambda_{k}"]}, args.n_layers_D or networks.depth(args.size)
     for name, n in (("n_layers_D", n_layers), ("n_layers_D_bg", args.n_layers_D_bg)):
         if args.size < 3 * 2**n:
             return f"--size {args.size} is too small for --{name} {n}, which needs {3 * 2**n} px"
-    if not terms:
-        return "every λ is 0: nothing to train"
+    if used and not terms & set(used):
+        return f"every λ that method {args.method} uses is 0: nothing to train"
     if args.vgg_weights and not terms & set(VGG_TERMS):
         return "--vgg_weights is given, but the λs of the terms that read it are all 0: bg_texture, bg_perc, obj_perc"
 

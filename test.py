@@ -10,8 +10,6 @@ IoU), and a folder of PNGs each for x, y, what the method makes of them, such as
 are compared at the crops' source resolution, as they are and refined by a colour CRF inside the box (crf.py), beside
 the full mask, the box, the best fixed mask and the CRF from the box alone.
 """
-import csv
-import io
 import math
 import os
 import sys
@@ -55,7 +53,7 @@ from evaluation.evaluate import evaluate, fit_mean_mask, frechet, in_threads, re
 from evaluation.image_scores import FeatureNet
 from evaluation.mask_files import MaskFiles
 from evaluation.mask_scores import BASELINES
-from images import UserError, open_image, save_png, written_whole
+from images import UserError, open_image, save_png
 from running import methods
 from running.checkpoint import build_model, load_checkpoint
 from running.folder import Lock, Made
@@ -143,7 +141,7 @@ def write_results(args, about, model, crops, device, feature_net, made):
         "origin": origin(device, crops)}
     write_sheets(made, rows, shown, args.sheet_rows)
     rows = [{"stem": row["stem"], "class": classes.get(row["stem"], ""), **row} for row in rows]
-    write_rows(made.path("per_image.csv"), rows)
+    page.write_csv(made.path("per_image.csv"), [{key: cell(value) for key, value in row.items()} for row in rows])
     page.write_json(made.path("metrics.json"), figures)  # only beside all of its images and rows
     of_run = not args.weights and not args.masks
     log = charts.read_log(os.path.join(args.checkpoints_dir, args.name, "log.jsonl")) if of_run else {}
@@ -186,18 +184,8 @@ def write_sheets(made, rows, shown, n_first):
                            [f"{group}\nIoU {ious[stem]:.3f}" for stem, group in groups.items()])
 
 
-def write_rows(path, rows):
-    """The rows as CSV, numbers to 6 digits, texts as of `page.quoted`."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: cell(value) for key, value in row.items()})
-    with written_whole(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
-
-
 def cell(value):
+    """Of per_image.csv: numbers to 6 digits."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return page.quoted(value) if isinstance(value, str) else value

@@ -2,7 +2,6 @@
 
 A method of running/methods.py.
 """
-import seigan
 from baselines import supervised
 from baselines.supervised import Supervised, problem
 from images import UserError
@@ -21,9 +20,6 @@ Model = Boxes
 
 class Trainer(supervised.Trainer):
     """As `supervised.Trainer`, with the box teacher's masks in place of true ones."""
-
-    teacher = None  # to be set, see running/methods.py
-    label = seigan.Trainer.label
 
     def target(self, batch):
         with self.autocast():

@@ -231,11 +231,8 @@ class Trainer(neighbour.Trainer):
             losses.average(averaged.G, model.G, self.step, self.ema)
             return
         # where S normalises over batches, an average would need statistics of its own
-        losses.average(averaged.S, model.S, self.step - self.first_steps,
-                       LAST if model.config["authors_nets"] else self.ema)
-        for name in ("S", "polarity"):
-            for a, b in zip(averaged.get_submodule(name).buffers(), model.get_submodule(name).buffers(), strict=True):
-                a.copy_(b)
+        ema = LAST if model.config["authors_nets"] else self.ema
+        self.follow(("S", "polarity"), self.step - self.first_steps, ema)
 
 
 def problem(args):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import losses
-from seigan import SEIGAN
+import seigan
 
 
 def frame_excess(masks):
@@ -85,7 +85,7 @@ class Neighbour(nn.Module):
         """{name: network} of the networks so named, by default all."""
         return {name: self.get_submodule(name) for name in ((*self.NETWORKS, "polarity") if names is None else names)}
 
-    state, load_networks = SEIGAN.state, SEIGAN.load_networks  # which ask for nothing but `networks`
+    state, load_networks = seigan.SEIGAN.state, seigan.SEIGAN.load_networks  # which ask for nothing but `networks`
 
     @torch.no_grad()
     def segment(self, x, box=None):
@@ -126,19 +126,17 @@ class Trainer:
         return {k: v.detach().float() for k, v in log.items()} | {"skipped": m.new_tensor(float(not applied)).float()}
 
     def move_average(self):
+        self.follow(self.model.AVERAGED, self.step, self.ema)
+
+    def follow(self, names, step, ema):
         """Weights as of `losses.average`; buffers as they are, such as the vectors of spectral norms."""
-        for name, network in self.model.networks(self.model.AVERAGED).items():
+        for name, network in self.model.networks(names).items():
             averaged = self.averaged.get_submodule(name)
-            losses.average(averaged, network, self.step, self.ema)
+            losses.average(averaged, network, step, ema)
             for a, b in zip(averaged.buffers(), network.buffers(), strict=True):
                 a.copy_(b)
 
-    def autocast(self):
-        return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)
-
-    def look(self, images):
-        """What a discriminator sees of images."""
-        return losses.augment(images, self.rng) if self.diffaug else images
+    autocast, look = seigan.Trainer.autocast, seigan.Trainer.look
 
     def state_dict(self):
         """Everything that training needs to go on, as one dict of tensors and plain containers."""

@@ -5,6 +5,7 @@ A method of running/methods.py.
 import torch
 
 import losses
+import seigan
 from seigan import LAMBDAS, NEEDS, SEIGAN, Swap, build_trainer, model_config
 
 __all__ = ["NEEDS", "Model", "build", "problem"]
@@ -53,18 +54,15 @@ class NoCycle(SEIGAN):
     @torch.no_grad()
     def scores(self, pictures):
         """What D_obj says of `pictures`: {name: (N,)}, the mean over each image, 1 = real."""
-        return {"d_obj_z": self.D_obj(pictures["z"]).mean((1, 2, 3)),
-                "d_obj_y_hat": self.D_obj(pictures["y_hat"]).mean((1, 2, 3))}
+        return {f"d_obj_{kind}": self.D_obj(pictures[kind]).mean((1, 2, 3)) for kind in ("z", "y_hat")}
 
 
 Model = NoCycle
 
 
 def problem(args):
-    """What contradicts itself in the options, in one line; None if nothing does."""
-    if not any(vars(args)[f"lambda_{term}"] for term in TERMS):
-        return f"every λ that method nocycle uses is 0 ({', '.join(TERMS)}): nothing to train"
-    return None
+    """As `seigan.problem`, of this method's terms."""
+    return seigan.problem(args, TERMS)
 
 
 def build(args, crops, device, rank=0):

@@ -18,6 +18,7 @@ import zlib
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import losses
 from baselines import neighbour, stylegan
@@ -268,15 +269,12 @@ class Trainer(neighbour.Trainer):
 
     def __init__(self, model, args, rank=0):
         begin_faint(model, args.faint, args.mask_bias)
-        adam = torch.optim.Adam
-        mappings = [p for g in (model.G_bg, model.G_obj) for p in g.mapping.parameters()]
-        others = [p for g in (model.G_bg, model.G_obj) for n, p in g.named_parameters() if not n.startswith("mapping.")]
-        groups = [{"params": others, "lr": args.lr}, {"params": mappings, "lr": args.lr * MAPPING_RATE}]
-        optimizers = {"opt_G": adam(groups, betas=(args.beta1, 0.99), fused=True),
-                      "opt_D": adam(model.D.parameters(), args.lr, betas=(args.beta1, 0.99), fused=True),
-                      "opt_E": adam(model.E.parameters(), args.lr_encoder, betas=(0.9, 0.999), fused=True)}
-        for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
-            group["initial_lr"] = group["lr"]
+        makers = (model.G_bg, model.G_obj)
+        rates = {nn.ModuleList(part for g in makers for part in (g.blocks, g.outs)): args.lr,
+                 nn.ModuleList(g.mapping for g in makers): args.lr * MAPPING_RATE}
+        optimizers = {"opt_G": losses.adam(rates, args.beta1, 0.99),
+                      "opt_D": losses.adam({model.D: args.lr}, args.beta1, 0.99),
+                      "opt_E": losses.adam({model.E: args.lr_encoder}, 0.9)}
         super().__init__(model.eval(), optimizers, args.seed + 1_000_000 * rank, args.ema, args.amp,
                          not args.no_diffaug)
         self.args = args
@@ -390,14 +388,11 @@ class Trainer(neighbour.Trainer):
 
     def move_average(self):
         """Of the generators in the first stage, of E in the second, whose steps are counted from its own first."""
-        model, first = self.model, self.model.first_steps
-        moved, step = (("G_bg", "G_obj"), self.step) if self.step <= first else (("E",), self.step - first)
-        for name in moved:
-            losses.average(self.averaged.get_submodule(name), model.get_submodule(name), step, self.ema)
-        for name in model.AVERAGED:
-            for a, b in zip(self.averaged.get_submodule(name).buffers(), model.get_submodule(name).buffers(),
-                            strict=True):
-                a.copy_(b)
+        first = self.model.first_steps
+        if self.step <= first:
+            self.follow(("G_bg", "G_obj"), self.step, self.ema)
+        else:
+            self.follow(("E", "polarity"), self.step - first, self.ema)
 
 
 # --- from options to a trainer: the protocol of running/methods.py ---

@@ -2,11 +2,8 @@
 
 A method of running/methods.py.
 """
-import copy
-
-import torch
-
 import losses
+import seigan
 from seigan import SEIGAN, model_config
 
 LIKE = "seigan"  # one command line serves SEIGAN and its baselines
@@ -33,18 +30,15 @@ class Supervised(SEIGAN):
 Model = Supervised
 
 
-class Trainer:
-    """Adam on the binary cross-entropy of masks, with an averaged G_seg. Arguments as for `seigan.Trainer`, and
+class Trainer(seigan.Trainer):
+    """Adam on the binary cross-entropy of masks. Arguments as for `seigan.Trainer`, and
 
     views: whether G_seg sees `losses.views` of the images, as SEIGAN's does where the box teacher teaches it.
     """
 
-    def __init__(self, model, lr, beta1=0.5, ema=0.2, seed=0, amp=False, share=lambda parameters: None, views=True):
+    def __init__(self, model, views=True, **others):
+        super().__init__(model, **others)
         self.views = views
-        self.model, self.ema, self.amp, self.share, self.step = model, ema, amp, share, 0
-        self.opt_G = losses.adam({model.G_seg: lr}, beta1)
-        self.averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
-        self.rng = torch.Generator(device=model.box.device).manual_seed(seed)
 
     def train_step(self, batch, lr_factor=1.0):
         """One update. batch: "x" (N, 3, H, W) in [-1, 1], "box" (N, 4), "mask" as of `data.load_mask`, 1 = object;
@@ -54,47 +48,25 @@ class Trainer:
         """
         for group in self.opt_G.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
-        model = self.model
         target = self.target(batch)
         with self.autocast():
             # Deviation: other colours, other grounds
             x = losses.views(batch["x"], batch.get("y"), target, self.rng) if self.views else batch["x"]
-            m = model.mask(x, batch["box"])
+            m = self.model.mask(x, batch["box"])
         bce = losses.cross_entropy(m, target)
-        applied = losses.update(self.opt_G, bce, self.share)
-        self.step += 1
-        if applied and self.ema:
-            losses.average(self.averaged.G_seg, model.G_seg, self.step, self.ema)
-        log = {"bce": bce} | losses.mask_figures(m, model.allowed(batch["box"], m))
-        return {k: v.detach() for k, v in log.items()} | {"skipped": bce.new_tensor(float(not applied))}
+        return self.finish({"bce": bce}, losses.update(self.opt_G, bce, self.share), m, batch["box"])
 
     def target(self, batch):
         """What G_seg(x) is to be."""
         return batch["mask"]
 
-    def autocast(self):
-        return torch.autocast(self.model.box.device.type, torch.bfloat16, enabled=self.amp)
-
-    def state_dict(self):
-        """Everything that training needs to go on, as one dict of tensors and plain containers."""
-        return {"step": self.step, "networks": self.model.state(), "opt_G": self.opt_G.state_dict(),
-                "averaged": self.averaged.state() if self.ema else {}, "rng": self.rng.get_state()}
-
-    def load_state_dict(self, state):
-        """Restore what `state_dict` gave, onto the model's device."""
-        self.step = state["step"]
-        self.model.load_networks(state["networks"])
-        if self.ema:
-            self.averaged.load_networks(state["averaged"])
-        self.opt_G.load_state_dict(state["opt_G"])
-        losses.restore(self.rng, state["rng"], self.step)
-
 
 def problem(args):
-    """Nothing that this method reads can contradict itself."""
+    """As `seigan.problem`, with no terms."""
+    return seigan.problem(args, ())
 
 
 def build(args, crops, device, rank=0, model=Supervised, trainer=Trainer):
     """The trainer of a new model, of the classes given; arguments as in running/methods.py."""
-    return trainer(model(**model_config(args, crops)).to(device), args.lr * args.lr_seg, args.beta1, args.ema,
-                   args.seed + 1_000_000 * rank, args.amp, views=args.lambda_teach > 0)
+    return trainer(model(**model_config(args, crops)).to(device), args.lambda_teach > 0, lr=args.lr, lr_seg=args.lr_seg,
+                   beta1=args.beta1, ema=args.ema, seed=args.seed + 1_000_000 * rank, amp=args.amp)

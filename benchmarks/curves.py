@@ -5,6 +5,7 @@ import torch
 
 import crf
 from data import Crops, StepSampler, UnpairedCrops, batches
+from evaluation.evaluate import validate
 from networks import depth
 from seigan import SEIGAN, Trainer
 
@@ -14,8 +15,6 @@ SIZE, BATCH, EVERY = 64, 8, 50  # px of the drawn images; images of a step; step
 def print_curves(args, end):
     """Loss and IoU on held-out drawings every so many steps, until `end`. args.drawn: folder of the demo set."""
     train, val = (Crops(args.drawn, split, SIZE) for split in ("train", "val"))
-    held_out = [torch.stack([read(stem) for stem in val.stems]).to(args.device)
-                for read in (val.object, val.box, val.mask)]
     trainers = {dtype: build(args, train, dtype == "bfloat16") for dtype in ("float32", "bfloat16")}
     totals = {dtype: [] for dtype in trainers}
     print(f"\nfloat32 and bfloat16, {SIZE} px, batch {BATCH}, the same images and first weights\n\n"
@@ -25,7 +24,7 @@ def print_curves(args, end):
             totals[dtype].append(trainer.train_step(batch)["total"])
         over = time.perf_counter() > end
         if over or step % EVERY == 0:
-            cells = (f"{torch.stack(totals[t]).mean():.3f} | {iou(trainer, *held_out):.3f}"
+            cells = (f"{torch.stack(totals[t]).mean():.3f} | {iou(trainer, val, args.device):.3f}"
                      for t, trainer in trainers.items())
             print(f"| {step} | {' | '.join(cells)} |", flush=True)
             totals = {dtype: [] for dtype in trainers}
@@ -42,8 +41,7 @@ def build(args, crops, amp):
     return trainer
 
 
-def iou(trainer, x, box, mask):
-    """Mean IoU of the averaged model's masks with the true ones."""
-    found, true = trainer.averaged.segment(x, box) >= 0.5, mask >= 0.5
-    both, either = ((op(found, true)).sum((1, 2, 3)) for op in (torch.logical_and, torch.logical_or))
-    return (both / either.clamp(min=1)).mean().item()
+def iou(trainer, crops, device):
+    """Mean IoU of the averaged model's masks."""
+    total, _, n = validate(trainer.averaged, crops, device)
+    return total / n

@@ -73,8 +73,8 @@ def curve(run, args):
     minutes, found = clock(map(json.loads, log), args.batch_size), []
     for path in sorted([*run.glob("step_*.pt"), run / "latest.pt"]):
         state = load_checkpoint(path)
-        model = build_model(state, path)
-        if state["step"] in minutes and getattr(model, "ready", True):
+        if state["step"] in minutes and state["step"] > state["config"].get("first_steps", -1):  # else no masks yet
+            model = build_model(state, path)
             needs_y = "backgrounds" in methods.load(state["method"]).NEEDS
             crops = Crops(args.dataroot, "test", model.size, needs_y)
             figures = summarise([record.row for record in evaluate(model, crops)])

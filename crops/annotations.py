@@ -386,7 +386,7 @@ def is_detection(box) -> bool:
     return fits(box, list) and len(box) == 6 and is_box(box[:4]) and isinstance(box[4], str) and is_number(box[5])
 
 
-DETECTIONS = {"file": str, "width": is_number, "height": is_number, "boxes": [is_detection]}
+DETECTIONS = {"file": str, "width": is_number, "height": is_number, "boxes": [is_detection], "least_score?": is_number}
 
 
 def with_sizes(photos, skips: Skips) -> list:

@@ -289,9 +289,8 @@ class SplitBuild:
             if pairs:
                 print(printable(f"  near-duplicates  {len(pairs)} pairs with {other}, e.g. {pairs[0][0]} and "
                                 f"{pairs[0][1]}; `prepare.py check {self.output.dataroot}` lists them"))
-        _, *planned = zip(*jobs, strict=True)
-        for kind, pieces in zip(("objects", "backgrounds"), planned, strict=True):
-            if any(pieces) and not counts[kind]:
+        for kind in ("objects", "backgrounds"):
+            if any(getattr(job, kind) for job in jobs) and not counts[kind]:
                 raise UserError(f"{self.split}: none of the {kind} could be cut{self.skipped()}")
 
     def drop_earlier(self):

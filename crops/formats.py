@@ -58,7 +58,7 @@ def recognise(path) -> str:
 
 def recognise_folder(folder) -> str:
     endings = defaultdict(list)
-    for name in files_below(folder, (".txt", ".json", ".xml")):
+    for name in list_images(folder, below=True, endings=(".txt", ".json", ".xml")):
         endings[os.path.splitext(name)[1].lower()].append(name)
     kinds = []
     if class_file(folder) and not all(NO_LABELS.match(os.path.basename(name)) for name in endings[".txt"]):
@@ -94,16 +94,6 @@ def refuse_cvat(path, beginning):
 
 
 # --- files of boxes and their photographs ---
-
-
-def files_below(folder, endings) -> list:
-    """Names of the files in a folder and those in it, relative to it with "/", sorted; hidden ones are passed over."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name).relative_to(folder).as_posix() for name in files
-                  if name.lower().endswith(endings) and not name.startswith(".")]
-    return sorted(found)
 
 
 def is_usable(folder, name, skips) -> bool:
@@ -197,7 +187,7 @@ def read_yolo(images, annotations, skips: Skips) -> list:
     classes, folder = class_names(listed), (os.path.dirname(annotations) or ".") if is_file else annotations
     has_points = listed.endswith((".yaml", ".yml")) and re.search(r"^kpt_shape\s*:", read_text(listed), re.M)
     photographs, photos = Photographs(images), []
-    for name in files_below(folder, ".txt"):
+    for name in list_images(folder, below=True, endings=".txt"):
         if NO_LABELS.match(os.path.basename(name)) or not (file := photographs.find(folder, name, skips)):
             continue
         boxes, unplaced = [], False
@@ -275,7 +265,7 @@ def read_labelme(images, annotations, skips: Skips) -> list:
     """LabelMe: a .json a photograph with rectangles, circles, masks (their extents) and polygons, which give masks too.
     Shapes of one group_id are one object; points and lines are counted and left out."""
     photographs, photos = Photographs(images), []
-    for name in files_below(annotations, ".json"):
+    for name in list_images(annotations, below=True, endings=".json"):
         text = label_text(annotations, name, skips)
         item = parse_json(text, {"shapes": [dict]})
         if item is None:
@@ -333,7 +323,7 @@ def read_labelimg(images, annotations, skips: Skips) -> list:
     place = Path(os.path.abspath(annotations))
     first = int(place.name == "Annotations" and (place.parent / "JPEGImages").is_dir())
     photographs, photos = Photographs(images), []
-    for name in files_below(annotations, ".xml"):
+    for name in list_images(annotations, below=True, endings=".xml"):
         if is_usable(annotations, name, skips) and (parsed := parse_xml(place / name, first, skips)):
             said, size, boxes, unplaced = parsed
             if file := photographs.find(annotations, name, skips, said):

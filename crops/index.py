@@ -31,8 +31,7 @@ def is_stem(value) -> bool:
     return is_relative(value) and "/" not in value
 
 
-def _is_format(value):
-    return value == FORMAT
+_is_format = (FORMAT,).__contains__
 
 
 def _is_hash(value):

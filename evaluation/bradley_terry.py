@@ -10,16 +10,14 @@ from evaluation.clustered import student, two_way
 PRIOR = 0.5  # wins added to each side of every pair of sets that was compared (Anscombe's half)
 
 
-def count_wins(first, second, outcome, n_sets, weight=None):
+def count_wins(first, second, outcome, n_sets):
     """Votes -> wins (n_sets, n_sets), row over column.
 
-    first, second: (V,) numbers of the sets compared; outcome: (V,) 1, 0 or ½; weight: (V,), default 1 each.
+    first, second: (V,) numbers of the sets compared; outcome: (V,) 1, 0 or ½.
     """
-    outcome = np.asarray(outcome, np.float64)
-    weight = np.ones_like(outcome) if weight is None else np.asarray(weight, np.float64)
-    wins = np.zeros((n_sets, n_sets))
-    np.add.at(wins, (first, second), weight * outcome)
-    np.add.at(wins, (second, first), weight * (1 - outcome))
+    outcome, wins = np.asarray(outcome, np.float64), np.zeros((n_sets, n_sets))
+    np.add.at(wins, (first, second), outcome)
+    np.add.at(wins, (second, first), 1 - outcome)
     return wins
 
 
@@ -27,26 +25,24 @@ def fit(wins, prior=PRIOR, tolerance=1e-10, max_iterations=100_000):
     """Ratings by maximum likelihood, with the MM algorithm (Hunter 2004).
 
     Args:
-        wins: (..., K, K), row over column; any number of tables at once.
+        wins: (K, K), row over column.
         prior: wins added to both sides of every pair that was compared, so that a set which never wins (or never
             loses) has a finite rating. 0 = the plain estimate.
 
     Returns:
-        (..., K) log-odds with mean 0: a difference of 1 means odds of e to 1.
+        (K,) log-odds with mean 0: a difference of 1 means odds of e to 1.
 
     Raises:
         ValueError: some sets are not linked by any votes, or, with prior 0, a rating would be infinite.
     """
     wins = np.asarray(wins, np.float64)
-    compared = wins + np.swapaxes(wins, -1, -2) > 0
-    wins = wins + prior * compared
-    _check_linked(wins.reshape(-1, *wins.shape[-2:]), prior)
-    total, games = wins.sum(-1), wins + np.swapaxes(wins, -1, -2)
+    wins = wins + prior * (wins + wins.T > 0)
+    _check_linked(wins, prior)
+    total, games = wins.sum(1), wins + wins.T
     strength = np.ones_like(total)
     for _ in range(max_iterations):
-        pull = (games / (strength[..., :, None] + strength[..., None, :])).sum(-1)
-        new = total / pull
-        new /= np.exp(np.log(new).mean(-1, keepdims=True))
+        new = total / (games / (strength[:, None] + strength)).sum(1)
+        new /= np.exp(np.log(new).mean())
         change = np.abs(np.log(new / strength)).max()
         strength = new
         if change < tolerance:
@@ -54,14 +50,14 @@ def fit(wins, prior=PRIOR, tolerance=1e-10, max_iterations=100_000):
     raise ValueError(f"the ratings did not settle in {max_iterations} iterations: add votes, or a larger prior")
 
 
-def _check_linked(tables, prior):
-    """ValueError unless every set is linked to every other by wins, directly or over others, in every table."""
-    k = tables.shape[-1]
-    reach = (tables > 0) | np.eye(k, dtype=bool)
+def _check_linked(wins, prior):
+    """ValueError unless every set is linked to every other by wins, directly or over others."""
+    k = len(wins)
+    reach = (wins > 0) | np.eye(k, dtype=bool)
     for _ in range(k.bit_length()):  # paths twice as long each time
         reach = reach.astype(np.float32) @ reach.astype(np.float32) > 0
     if not reach.all():
-        _, i, j = np.argwhere(~reach)[0]
+        i, j = np.argwhere(~reach)[0]
         cause = "are not linked by any votes"
         if not prior:
             cause = "leave a rating infinite: one never wins against the other, and the prior is 0"

@@ -60,7 +60,7 @@ def chart(title, lines, levels=(), span=None, width=480, height=270, axis="step"
     """An SVG line chart over training steps, or what `axis` says: lines {label: (steps, values)}; levels, dashed
     horizontals, (label, value) pairs; span (low, high) of the vertical axis, default that of the values."""
     lines = {label: thin(*line) for label, line in lines.items()}
-    end = max(1, *(steps[-1] for steps, _ in lines.values()))
+    end = max([1, *(steps[-1] for steps, _ in lines.values())])
     seen = [v for _, values in lines.values() for v in values] + [v for _, v in levels]
     low, high = span or (min(seen), max(seen))
     if high - low < 1e-9 * max(1, abs(high)):

@@ -7,9 +7,7 @@ Reads what test.py left in results/NAME/, of one set of test images. Runs that d
 Intervals are of 95 %, over photographs, and over seeds where there are several: both are drawn anew in a bootstrap. The
 last column is the difference from the first run's line, image by image.
 """
-import csv
 import html
-import io
 import os
 import re
 import sys
@@ -55,8 +53,7 @@ def run(argv):
     with Lock(args.out, "give another --out"):
         made = Made(args.out, MADE)
         made.clear()
-        with written_whole(made.path("compare.csv")) as file:
-            file.write(as_csv(lines).encode())
+        page.write_csv(made.path("compare.csv"), [{key: quoted(cell) for key, cell in line.items()} for line in lines])
         with written_whole(made.path("compare.md")) as file:
             file.write(as_markdown(lines).encode())
         grid = write_grid(made, args.results_dir, runs, stems[:: -(-len(stems) // args.rows)])
@@ -112,21 +109,25 @@ def groups(runs):
 def label(names, runs):
     """A line's name: the method and, where its runs' names tell more, what these have in common without the seed."""
     figures = runs[names[0]][0]
-    method, common = figures["method"], re.sub(rf"([_-](s|seed)?)?{figures.get('trained_with_seed')}$", "", names[0])
+    method, seed = figures["method"], rf"([_-](s|seed)?)?(?<!\d){figures.get('trained_with_seed')}$"
+    common = re.sub(seed, "", names[0])
     return method if common in ("", method) else f"{method} ({common})"
 
 
 def interval(values, reference=None, units=None, signed=False, resamples=2000):
-    """The mean over seeds and images (K, N) and its interval, "0.812 [0.790, 0.831]"; "" without a value.
+    """The mean over seeds and images (K, N) and its interval, "0.812 [0.790, 0.831]"; "" without a value. Images
+    for which one is missing do not count.
 
     reference: (K', N), subtracted image by image from the mean of the seeds. units: the number of each image's
     photograph, (N,) from 0; crops of one are drawn together. Each image has one of its own where None.
     """
-    if np.isnan(values).all():
+    parts = [part for part in (values, reference) if part is not None]
+    known = ~np.isnan(np.concatenate(parts)).any(0)
+    if not known.any():
         return ""
-    rng, parts = np.random.default_rng(0), [part for part in (values, reference) if part is not None]
-    units = np.arange(values.shape[1]) if units is None else units
-    n, means = units.max() + 1, []
+    values, *_ = parts = [part[:, known] for part in parts]
+    units = np.unique((np.arange(len(known)) if units is None else units)[known], return_inverse=True)[1]
+    rng, n, means = np.random.default_rng(0), units.max() + 1, []
     for _ in range(resamples):
         times = np.bincount(rng.integers(n, size=n), minlength=n)[units]  # how often each image is drawn
         first, *other = (np.average(part[rng.integers(len(part), size=len(part))].mean(0), weights=times)
@@ -141,13 +142,9 @@ def interval(values, reference=None, units=None, signed=False, resamples=2000):
 # --- files ---
 
 
-def as_csv(lines):
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows({key: page.quoted(value) if isinstance(value, str) and value[:1] not in "+-" else value
-                      for key, value in line.items()} for line in lines)
-    return text.getvalue()
+def quoted(cell):
+    """As `page.quoted`, but for differences, which have signs and are no formulas."""
+    return cell if str(cell)[:1] in "+-" else page.quoted(str(cell))
 
 
 def as_markdown(lines):

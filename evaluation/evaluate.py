@@ -250,7 +250,7 @@ def in_threads(work, items, num_threads):
         torch.set_num_threads(cores)  # what threads of later go by
 
 
-def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slice(None), stopped=lambda: False):
+def validate(model, crops, device="cpu", batch_size=32, part=slice(None), stopped=lambda: False):
     """The masks alone, scored as `evaluate` scores them, of a `part` of the objects with a true mask.
 
     stopped: asked before each batch; where it says so, None is returned at once.
@@ -260,19 +260,17 @@ def validate(model, crops, device="cpu", batch_size=32, num_threads=1, part=slic
     """
     stems = [s for s in crops.stems if s in crops.masks][part]
     sums = np.zeros(3)
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for i in range(0, len(stems), batch_size):
-            if stopped():
-                return None
-            batch = stems[i : i + batch_size]
-            truths = pool.map(lambda stem: read_truth(crops, stem), batch)
-            x = torch.stack(list(pool.map(crops.object, batch))).to(device)
-            box = torch.stack([crops.box(stem) for stem in batch]).to(device)
-            m = model.segment(x, box)[:, 0].float().cpu().numpy()
-            for mask, truth in zip(m, truths, strict=True):
-                soft = mask_scores.resample(mask, truth)
-                counts = mask_scores.count(soft >= 0.5, truth.mask == OBJECT, truth.scored)
-                sums += mask_scores.ratios(counts)["iou"], (counts[0] + counts[1]) / max(counts.sum(), 1), 1
+    for i in range(0, len(stems), batch_size):
+        if stopped():
+            return None
+        batch = stems[i : i + batch_size]
+        x, box = (torch.stack([read(stem) for stem in batch]).to(device) for read in (crops.object, crops.box))
+        m = model.segment(x, box)[:, 0].float().cpu().numpy()
+        for mask, stem in zip(m, batch, strict=True):
+            truth = read_truth(crops, stem)
+            soft = mask_scores.resample(mask, truth)
+            counts = mask_scores.count(soft >= 0.5, truth.mask == OBJECT, truth.scored)
+            sums += mask_scores.ratios(counts)["iou"], (counts[0] + counts[1]) / max(counts.sum(), 1), 1
     return sums.tolist()
 
 

@@ -130,24 +130,16 @@ def frechet_gaussian(mean_a, cov_a, mean_b, cov_b):
 # --- kernel distance ---
 
 
-def kernel_distance(a, b):
-    """KID's formula (Bińkowski et al. 2018): the unbiased squared MMD of independent features a (N, D) and b (M, D)
-    under the kernel (a·b/D + 1)³, of all images at once. It may be negative. torch-fidelity means it over subsets."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    (within_a, _), (within_b, _), (_, across) = _kernel_sums(a, a), _kernel_sums(b, b), _kernel_sums(a, b)
-    n, m = len(a), len(b)
-    return float(within_a.sum() / (n * (n - 1)) + within_b.sum() / (m * (m - 1)) - 2 * across.sum() / (n * m))
-
-
 def paired_kernel_distance(a, b, level=0.95):
-    """The same where b[i] is no independent sample but the image that a[i] was made from: (distance, low, high).
+    """KID's formula (Bińkowski et al. 2018), the squared MMD under the kernel (a·b/D + 1)³, of features a and b (N, D),
+    where b[i] is no independent sample but the image that a[i] was made from: (distance, low, high).
 
     Without the products of such pairs, which are too like each other, it is unbiased still (torch-fidelity's
-    "u-statistic"). The interval is of a jackknife over the N >= 3 pairs, with Student's t.
+    "u-statistic"); it may be negative. The interval is of a jackknife over the N >= 3 pairs, with Student's t.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     n = len(a)
-    sums = sum(_kernel_sums(s, t)[0] * sign for s, t, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)))
+    sums = sum(_kernel_sums(s, t) * sign for s, t, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)))
     total = sums.sum()
     without = (total - 2 * sums) / ((n - 1) * (n - 2))  # each pair left out in turn
     distance = total / (n * (n - 1))
@@ -156,12 +148,9 @@ def paired_kernel_distance(a, b, level=0.95):
 
 
 def _kernel_sums(a, b, block=1024):
-    """Each a[i]'s sum of kernels (N,) with all b but b[i], and with all b."""
+    """Each a[i]'s sum of kernels with all b but b[i], (N,)."""
     whole = np.concatenate([((a[i : i + block] @ b.T / a.shape[1] + 1) ** 3).sum(1) for i in range(0, len(a), block)])
-    n = min(len(a), len(b))
-    own = np.zeros(len(a))
-    own[:n] = ((a[:n] * b[:n]).sum(1) / a.shape[1] + 1) ** 3
-    return whole - own, whole
+    return whole - ((a * b).sum(1) / a.shape[1] + 1) ** 3
 
 
 class FeatureNet(torch.nn.Module):

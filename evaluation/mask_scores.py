@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation.clustered import photographs, student, two_way
-from images import OBJECT, VOID, UserError
+from evaluation.clustered import photographs
+from images import OBJECT, VOID
 
 RATIOS = ("iou", "dice", "pixel_accuracy", "precision", "recall")
 BASELINES = {"full_mask": "full mask", "box_mask": "box", "mean_mask": "best fixed mask", "crf": "CRF from the box"}
@@ -174,41 +174,6 @@ def by_photograph(table, rows):
     sums = np.zeros((max(units, default=-1) + 1, table.shape[1]))
     np.add.at(sums, units, table)
     return sums
-
-
-def paired(rows_a, rows_b, column="iou", level=0.95):
-    """The mean difference a - b of a column over the same images and seeds, and its interval: (difference, low, high).
-
-    The variance is clustered by photographs and, where there are several, by seeds (`clustered.two_way`); of two or
-    three seeds that differ widely, 95 % intervals held the truth in 88 to 92 % of simulations. The ends are NaN for a
-    single image.
-
-    rows_a, rows_b: as of `evaluate` or of per_image.csv, of all seeds in one list, told apart by "seed", which may be
-    missing where there is one. Images without a value count in neither. UserError where the two differ in images or
-    seeds.
-    """
-    a, b = ({(str(row.get("seed", "")), row["stem"]): row for row in rows if _value(row, column) is not None}
-            for rows in (rows_a, rows_b))
-    if a.keys() != b.keys() or not a:
-        raise UserError(f"paired differences of {column} need the same images and seeds on both sides, got {len(a)} "
-                        f"and {len(b)}, of which {len(a.keys() & b.keys())} are the same")
-    gaps = np.array([_value(row, column) - _value(b[key], column) for key, row in a.items()])
-    difference = float(gaps.mean())
-    if len(gaps) < 2:
-        return difference, math.nan, math.nan
-    seeds = np.unique([seed for seed, _ in a], return_inverse=True)[1]
-    variance, df = two_way((gaps - difference)[:, None] / len(gaps), photographs(a.values()), seeds)
-    half = student(level, df[0]) * math.sqrt(variance[0])
-    return difference, difference - half, difference + half
-
-
-def _value(row, column):
-    """A cell as a number; None where it is empty. UserError for a text."""
-    cell = row.get(column)
-    try:
-        return None if cell in (None, "") or math.isnan(float(cell)) else float(cell)
-    except ValueError:
-        raise UserError(f"column {column} of image {row['stem']} holds {cell!r}, a number is needed") from None
 
 
 def bootstrap(table, statistic=lambda means: means, resamples=2000, level=0.95, seed=0):

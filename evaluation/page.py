@@ -3,7 +3,9 @@
 index.html is page.html filled in; it needs no server, no network and no other file but the images beside it. The page
 remembers its view in the address: index.html#sort=iou-asc&class=dog.
 """
+import csv
 import html
+import io
 import json
 import math
 import os
@@ -118,6 +120,16 @@ def quoted(text):
 def unquoted(cell):
     """The text of a cell of `quoted`."""
     return cell.removeprefix("'")
+
+
+def write_csv(path, rows):
+    """Dicts as a CSV file, columns in the order in which they first come; texts of others should be `quoted`."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    with written_whole(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_page(path, template, **fields):

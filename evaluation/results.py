@@ -6,7 +6,8 @@ from pathlib import Path
 from evaluation.page import unquoted
 from images import UserError, parse_json
 
-_FIGURES = {"kinds": list, "method": str, "size": int, "n_images": int}
+_FIGURES = {"kinds": list, "method": str, "size": int, "n_images": int, "checkpoint?": str,
+            "trained_with_seed?": lambda seed: seed is None or type(seed) is int}
 
 
 def read_results(results_dir, name):

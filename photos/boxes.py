@@ -1,6 +1,6 @@
 """The page on which a user draws boxes: boxes.html filled in, one file that opens from disk, without a network.
 
-It shows the photographs of a folder where they lie and saves boxes.csv, which `crops.annotations.read_csv` reads: file,
+It shows the photographs of a folder where they lie and saves boxes.csv, which `crops.formats.read_csv` reads: file,
 x, y, w, h in whole pixels of the upright photograph, and class.
 """
 import hashlib

@@ -142,10 +142,7 @@ def find_masks(args):
 def photographs(folder, *without):
     """Names of the image files below `folder` but those below folders `without`, such as results of earlier runs.
     UserError if none."""
-    names = list_images(folder, below=True, without={os.path.realpath(path) for path in without})
-    if not names:
-        raise UserError(f"no image in {folder}: it must hold photographs that are not hidden")
-    return names
+    return annotations.photo_files(folder, {os.path.realpath(path) for path in without})
 
 
 def upright_boxes(job):

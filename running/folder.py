@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import contextmanager, suppress
 
-from images import UserError, written_whole
+from images import UserError, parse_json, written_whole
 
 
 class Lock:
@@ -90,14 +90,11 @@ def _lock(file):
 
 def read_json(path, remedy, **kinds):
     """The JSON object at `path`. UserError, with the remedy, unless it has these keys with values of these types."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            data = json.load(f)
-        if isinstance(data, dict) and all(isinstance(data.get(key), kind) for key, kind in kinds.items()):
-            return data
-    except (ValueError, RecursionError):
-        pass
-    raise UserError(f"{path} is damaged, or not what this code writes: {remedy}")
+    with open(path, "rb") as f:
+        data = parse_json(f.read(), kinds)
+    if data is None:
+        raise UserError(f"{path} is damaged, or not what this code writes: {remedy}")
+    return data
 
 
 class Made:
@@ -115,15 +112,11 @@ class Made:
 
     def _read(self):
         refuse_link(self.marker)
-        names = set()
-        if os.path.isfile(self.marker):
-            with open(self.marker, encoding="utf-8", errors="replace") as f:
-                for line in f:
-                    try:
-                        names.add(json.loads(line))
-                    except (ValueError, RecursionError, TypeError):  # cut short, or not ours
-                        continue
-        return {name for name in names if isinstance(name, str) and self._inside(name)}
+        if not os.path.isfile(self.marker):
+            return set()
+        with open(self.marker, encoding="utf-8", errors="replace") as f:
+            names = {parse_json(line, str) for line in f} - {None}  # lines cut short, or not ours
+        return {name for name in names if self._inside(name)}
 
     def _inside(self, name):
         """Whether a listed name leads to no place but one in this folder, not through links either."""
@@ -160,7 +153,8 @@ class Log:
         kept = []
         if step and os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as f:
-                kept = [line for line in f if _step(line) is not None and _step(line) <= step]
+                kept = [line for line in f if line.endswith("\n")  # else it was cut short
+                        and parse_json(line, {"step": lambda n: type(n) is int and n <= step})]
         with written_whole(path) as f:
             f.write("".join(kept).encode())
         self.file = open(path, "ab", buffering=0, opener=_not_through_links)
@@ -173,15 +167,6 @@ class Log:
         self.waiting += line.encode()
         while self.waiting:  # a part may be written before the disk is full
             self.waiting = self.waiting[self.file.write(self.waiting) :]
-
-
-def _step(line):
-    """The step of a line of the log; None if it was cut short or is no line of a log."""
-    try:
-        step = json.loads(line)["step"] if line.endswith("\n") else None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return step if type(step) is int else None
 
 
 class Checkpoints:

@@ -357,7 +357,7 @@ def test_one_writer_a_folder(evaluate, once, results, tmp_path, capsys):  # noqa
 
 def test_cells_are_no_formulas(tmp_path):
     rows = [{"stem": "=cmd|' C'!A0", "class": "@x", "iou": -0.5, "n": -3}, {"stem": "'tis", "class": "-\udcff"}]
-    test.write_rows(tmp_path / "a.csv", rows)
+    test.page.write_csv(tmp_path / "a.csv", [{key: test.cell(value) for key, value in row.items()} for row in rows])
     with open(tmp_path / "a.csv", newline="", encoding="utf-8") as f:
         cells = list(csv.reader(f))[1:]
     assert cells == [["'=cmd|' C'!A0", "'@x", "-0.5", "-3"], ["''tis", "'-\\udcff", "", ""]]

@@ -107,6 +107,25 @@ def test_runs_without_images_have_no_grid_and_it_is_said(tmp_path, capsys):
     assert not (tmp_path / "out" / "masks.png").exists()
 
 
+def test_images_without_a_value_do_not_count():
+    values = np.random.default_rng(0).uniform(0.4, 0.9, (1, 30))
+    gaps, known = values.copy(), np.arange(30) % 3 > 0
+    gaps[:, ~known] = np.nan
+    units = np.arange(30) // 2
+    expected = compare.interval(values[:, known], units=np.unique(units[known], return_inverse=True)[1])
+    assert compare.interval(gaps, units=units) == expected and "nan" not in expected
+    assert compare.interval(values, gaps, signed=True) == "+0.000 [+0.000, +0.000]"
+
+
+@pytest.mark.parametrize("changed", [{"checkpoint": []}, {"trained_with_seed": "("}])
+def test_figures_of_another_form_are_one_line(tmp_path, capsys, changed):
+    write(tmp_path, "a", "seigan", 0, np.full(len(STEMS), 0.5))
+    path = tmp_path / "a" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert compare.main(["a", "--results_dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_a_damaged_table_is_one_line(tmp_path, capsys):
     write(tmp_path, "a", "seigan", 0, ["much"] * len(STEMS))
     assert compare.main(["a", "--results_dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
@@ -121,6 +140,7 @@ def test_names_are_no_html(tmp_path):
 
 @pytest.mark.parametrize("name, seed, kept", [
     ("redo", 0, "redo"), ("demo_redo1", 1, "redo (demo_redo)"), ("redo_s2", 2, "redo"), ("redo-seed12", 12, "redo"),
-    ("butterflies64", 0, "redo (butterflies64)"), ("horses0", 0, "redo (horses)")])
+    ("butterflies64", 0, "redo (butterflies64)"), ("horses0", 0, "redo (horses)"),
+    ("exp10", 0, "redo (exp10)")])
 def test_a_line_is_called_by_what_names_have_in_common(name, seed, kept):
     assert compare.label([name], {name: ({"method": "redo", "trained_with_seed": seed}, [])}) == kept

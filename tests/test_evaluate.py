@@ -404,7 +404,7 @@ def test_an_unknown_box_is_the_whole_crop_everywhere(run, copy, checkpoints, tmp
 def test_validation_scores_masks_as_the_evaluation_does(run, checkpoints, dataroot):
     _, folder, _ = run("seigan")
     model, crops = load_model(checkpoints / "seigan" / "latest.pt"), Crops(dataroot, "test", 32)
-    parts = [evaluation.validate(model, crops, batch_size=2, num_threads=2, part=slice(i, None, 2)) for i in (0, 1)]
+    parts = [evaluation.validate(model, crops, batch_size=2, part=slice(i, None, 2)) for i in (0, 1)]
     iou, area, n = np.sum(parts, 0)
     figures = figures_of(folder)
     assert n == 7 and [part[2] for part in parts] == [4, 3]

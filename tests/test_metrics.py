@@ -271,48 +271,6 @@ def test_the_photograph_of_a_crop_is_that_of_crops_json(tmp_path):
     assert evaluation.photograph(crops, "00000") == "a.jpg"
 
 
-def test_paired_differences(rng):
-    """What both runs share, a photograph's difficulty, is no part of the difference; crops of one are no more than it.
-    By hand: n photographs' gaps g of k equal crops have the standard error sd(g) / sqrt(n)."""
-    hard, gaps = rng.uniform(0, 0.8, 30), rng.normal(0.02, 0.01, 30)
-    a, b = made_up(np.repeat(hard + gaps, 4), 4), made_up(np.repeat(hard, 4), 4)
-    half = 2.0452 * gaps.std(ddof=1) / math.sqrt(30)  # Student's t with 29 degrees of freedom
-    assert metrics.paired(a, b[::-1]) == pytest.approx((gaps.mean(), gaps.mean() - half, gaps.mean() + half), abs=1e-6)
-    texts = [{key: str(value) for key, value in row.items()} for row in a]  # as of per_image.csv
-    assert metrics.paired(texts, b) == pytest.approx(metrics.paired(a, b))
-    assert metrics.paired(a, b, "mean_mask") == (0, 0, 0)
-    one = metrics.paired(a[:1], b[:1])
-    assert one[0] == pytest.approx(gaps[0]) and np.isnan(one[1:]).all()
-    with pytest.raises(UserError, match="same images and seeds .* got 120 and 119, of which 119 are the same"):
-        metrics.paired(a, b[:-1] + [b[-1] | {"iou": ""}])
-    with pytest.raises(UserError, match="column iou of image 000 holds 'high'"):
-        metrics.paired([a[0] | {"iou": "high"}], b)
-
-
-def test_seeds_that_differ_widen_paired_differences(rng):
-    """Three seeds, each better or worse on all images: then it is the seeds that are too few."""
-    values = rng.uniform(0.4, 0.8, 50)
-    b = [row | {"seed": seed} for seed in range(3) for row in made_up(values, 1)]
-    a = [row | {"seed": seed} for seed, gain in enumerate((-0.03, 0.01, 0.05)) for row in made_up(values + gain, 1)]
-    difference, low, high = metrics.paired(a, b)
-    half = 4.3027 * 0.04 / math.sqrt(3)  # Student's t with 2 degrees of freedom
-    assert (difference, high - low) == pytest.approx((0.01, 2 * half), rel=0.02)
-
-
-def test_paired_differences_cover_as_they_say(rng):
-    held = []
-    for _ in range(400):
-        image, seed = rng.normal(0, 0.05, 57), rng.normal(0, 0.01, 3)
-        a, b = [], []
-        for s in range(3):
-            gaps = 0.02 + image + seed[s] + rng.normal(0, 0.05, 57)
-            a += [{"stem": str(i), "seed": s, "iou": gap} for i, gap in enumerate(gaps)]
-            b += [{"stem": str(i), "seed": s, "iou": 0.0} for i in range(57)]
-        _, low, high = metrics.paired(a, b)
-        held.append(low <= 0.02 <= high)
-    assert 0.92 < np.mean(held) < 0.98
-
-
 # --- holes refilled ---
 
 
@@ -433,35 +391,35 @@ def test_no_distance_on_torchvisions_weights_is_called_fid(weights):
 # --- kernel distance ---
 
 
-def mmd(a, b, partners=True):
-    """torch-fidelity's mmd2 on its cubic kernel, number by number; without partners its "u-statistic"."""
+def mmd(a, b):
+    """torch-fidelity's "u-statistic" on its cubic kernel, number by number."""
     n, d = a.shape
     k = [[[(sum(s[i] * t[j]) / d + 1) ** 3 for j in range(n)] for i in range(n)] for s, t in ((a, a), (b, b), (a, b))]
     aa, bb, ab = (np.array(one) for one in k)
     within = (aa.sum() - np.trace(aa) + bb.sum() - np.trace(bb)) / (n * (n - 1))
-    return within - 2 * (ab.sum() / n**2 if partners else (ab.sum() - np.trace(ab)) / (n * (n - 1)))
+    return within - 2 * (ab.sum() - np.trace(ab)) / (n * (n - 1))
+
+
+def independent(a, b):
+    """KID's formula of features that are no pairs: the squared MMD, unbiased."""
+    kernel = lambda s, t: (s @ t.T / s.shape[1] + 1) ** 3  # noqa: E731
+    aa, bb = (kernel(s, s)[~np.eye(len(s), dtype=bool)].mean() for s in (a, b))
+    return aa + bb - 2 * kernel(a, b).mean()
 
 
 def test_kernel_distance_is_torch_fidelitys(rng):
     a, b = rng.normal(size=(23, 7)), 1.3 * rng.normal(size=(23, 7)) + 0.2
-    assert quality.kernel_distance(a, b) == pytest.approx(mmd(a, b), abs=1e-6)
     distance, low, high = quality.paired_kernel_distance(a, b)
-    assert distance == pytest.approx(mmd(a, b, partners=False), abs=1e-6)
+    assert distance == pytest.approx(mmd(a, b), abs=1e-6)
     # the jackknife by hand
-    left = [mmd(np.delete(a, i, 0), np.delete(b, i, 0), partners=False) for i in range(23)]
+    left = [mmd(np.delete(a, i, 0), np.delete(b, i, 0)) for i in range(23)]
     half = 2.0739 * math.sqrt(22 / 23 * np.square(left - np.mean(left)).sum())  # Student's t with 22 degrees
     assert (high - low) / 2 == pytest.approx(half, rel=1e-4) and (low + high) / 2 == pytest.approx(distance)
 
 
-def test_kernel_distance_in_blocks_and_of_unlike_numbers(rng, monkeypatch):
-    a, b = rng.normal(size=(30, 5)), rng.normal(size=(17, 5)) + 1
-    d = 5
-    kernel = lambda s, t: (s @ t.T / d + 1) ** 3  # noqa: E731
-    aa, bb = (kernel(s, s)[~np.eye(len(s), dtype=bool)].mean() for s in (a, b))
-    assert quality.kernel_distance(a, b) == pytest.approx(aa + bb - 2 * kernel(a, b).mean())
-    whole = quality._kernel_sums(a, b)
-    for x, y in zip(quality._kernel_sums(a, b, block=7), whole, strict=True):
-        assert x == pytest.approx(y)
+def test_kernel_distance_in_blocks(rng):
+    a, b = rng.normal(size=(2, 30, 5))
+    assert quality._kernel_sums(a, b, block=7) == pytest.approx(quality._kernel_sums(a, b))
 
 
 def test_kernel_distances_of_pairs_are_unbiased_and_their_intervals_cover(rng):
@@ -469,12 +427,12 @@ def test_kernel_distances_of_pairs_are_unbiased_and_their_intervals_cover(rng):
     d, shift = 8, 0.6
     found, naive = [], []
     far = rng.normal(size=(2, 3000, d))
-    true = quality.kernel_distance(far[0] + shift, far[1])
+    true = independent(far[0] + shift, far[1])
     for _ in range(300):
         b = rng.normal(size=(57, d))
         a = 0.8 * b + 0.6 * rng.normal(size=(57, d)) + shift
         found.append(quality.paired_kernel_distance(a, b))
-        naive.append(quality.kernel_distance(a, b))
+        naive.append(independent(a, b))
     distance, low, high = np.array(found).T
     error = distance.std() / math.sqrt(300)
     assert abs(distance.mean() - true) < 4 * error + 0.02 and np.mean(naive) < true - 8 * error

@@ -358,6 +358,13 @@ def test_auto_makes_val_and_leaves_test_as_it_was(tmp_path, capsys):
     assert "image_in_other_split" not in capsys.readouterr().out and index_of(tmp_path / "a", "val")["objects"]
 
 
+def test_a_second_source_may_leave_a_split_without_crops(tmp_path, capsys):
+    for path in (write_source(tmp_path / "s", 60, boxes_each=1), write_source(tmp_path / "t", 3, seed=5, boxes_each=1)):
+        coco(path, tmp_path / "out", "--split", "auto", "--val_fraction", "0.2", "--test_fraction", "0.2")
+    counts = [len(index_of(tmp_path / "out", split)["rules"]) for split in dataroot.SPLITS]
+    assert counts == [2, 2, 2] and "Traceback" not in capsys.readouterr().err
+
+
 def test_backgrounds_of_annotated_photographs_of_other_splits_keep_off_their_boxes(tmp_path):
     """A folder of backgrounds that holds the photographs themselves: hashed by another name, into other splits."""
     path = write_source(tmp_path / "s", 40)

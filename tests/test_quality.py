@@ -36,6 +36,16 @@ def test_minutes_until_masks_and_fills_are_useful():
     assert (across[1] - across[0]) / (across[2] - across[1]) == pytest.approx(1, abs=0.01)  # by minutes, not by steps
 
 
+def test_checkpoints_that_do_not_segment_yet_are_passed_over(dataroot, tmp_path):
+    words = f"--dataroot {dataroot} --checkpoints_dir {tmp_path} --name a --method comgan --gpu -1 --num_threads 0"
+    train.main([*words.split(), *"--size 16 --ngf 4 --ndf 4 --seg_ngf 4 --head_blocks 0 --batch_size 2".split(),
+                *"--first_epochs 1 --n_epochs 2 --print_freq 1 --save_latest_freq 1 --keep 99".split()])
+    n = len(list((dataroot / "train" / "objects").iterdir())) // 2
+    points = quality.curve(tmp_path / "a", SimpleNamespace(dataroot=str(dataroot), batch_size=2))
+    assert [point.step for point in points] == list(range(n + 1, 2 * n + 1)) != []
+    assert "<polyline" not in quality.figure({"comgan": []})
+
+
 def test_quality_trains_and_scores(dataroot, tmp_path, capfd, monkeypatch):
     def in_this_process(words, env):
         assert words[:2] == [sys.executable, str(ROOT / "train.py")] and env["OMP_NUM_THREADS"] == "1"

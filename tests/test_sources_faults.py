@@ -75,6 +75,15 @@ def test_detections_of_another_threshold_are_not_mixed(tmp_path, stub, monkeypat
     assert stub.seen == 6
 
 
+def test_a_threshold_that_is_no_number_is_no_detection(tmp_path, stub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "a/IMG_0.png", 35, 40)
+    line = {"folder": str(tmp_path / "a"), "file": "IMG_0.png", "width": 9, "height": 9, "boxes": []}
+    (tmp_path / "b.jsonl").write_text(json.dumps(line | {"least_score": [1]}) + "\n")
+    with pytest.raises(UserError, match="b.jsonl is not a list of detections"):
+        run("detect", "--images", "a", "--out", "out", "--boxes", "b.jsonl", *SMALL)
+
+
 def test_detections_outlive_a_move_of_their_folder(tmp_path):
     line = {"file": "a.png", "width": 200, "height": 150, "boxes": [[1, 2, 3, 4, "dog", 0.9]]}
     path = tmp_path / "d.jsonl"

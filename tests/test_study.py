@@ -71,11 +71,6 @@ def test_ratings_maximise_the_likelihood_by_another_optimiser(wins):
     assert bradley_terry.fit(wins, prior=0) == pytest.approx(found, abs=1e-7)
 
 
-def test_many_tables_at_once_are_fitted_each_by_itself():
-    tables = np.array([BASEBALL, np.transpose(BASEBALL)])
-    assert bradley_terry.fit(tables) == pytest.approx(np.stack([bradley_terry.fit(t) for t in tables]), abs=1e-7)
-
-
 def test_ties_count_half_for_both():
     wins = bradley_terry.count_wins([0, 0, 1], [1, 1, 0], [1, 0.5, 0], 2)
     assert wins.tolist() == [[0, 2.5], [0.5, 0]]

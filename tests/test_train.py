@@ -390,6 +390,8 @@ def test_learning_rate_schedule():
     ("", "--dataroot is missing"),
     ("--size 130 --dataroot x", "--size must be a multiple of 4, got 130"),
     ("--size 32 --n_layers_D 4 --dataroot {set}", "--size 32 is too small for --n_layers_D 4, which needs 48 px"),
+    ("--method nocycle --size 32 --n_layers_D_bg 4 --dataroot {set}", "--size 32 is too small for --n_layers_D_bg 4"),
+    ("--method supervised --size 4 --dataroot {set}", "--size 4 is too small for --n_layers_D 1, which needs 6 px"),
     ("--dataroot /no/such/folder", "no folder /no/such/folder/train"),
     ("--dataroot {set} --gpu 99", "--gpu 99: this machine has"),
     ("--dataroot {set} --vgg_weights x.pth", "--vgg_weights is given, but the λs of the terms that read it are all 0"),
