@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 BINS = 16  # of the colour histograms, a side
 FROM_BOX = {"pairwise": 4.0, "rounds": 6}  # of `refine`: an ellipse needs more rounds than a mask, and less smoothing
-FROM_MODEL = {"pairwise": 12.0, "rounds": 2}  # a trained model's mask fewer, and images twice as fine more smoothing
+# a trained model's mask fewer, and more trust; images twice as fine more smoothing
+FROM_MODEL = {"pairwise": 12.0, "rounds": 2, "prior": 0.6}
 
 
 def ellipse(box, height, width):
