@@ -48,7 +48,7 @@ def crop(photo: np.ndarray, window, width: int, height: int, beyond: str = "refl
     if left >= 0 and top >= 0 and right <= columns and bottom <= rows:
         part = photo[top:bottom, left:right]
     elif beyond == "reflect":
-        part = photo[reflect(top, bottom, rows)][:, reflect(left, right, columns)]
+        part = photo.take(reflect(top, bottom, rows), 0).take(reflect(left, right, columns), 1)  # faster than indexing
     else:
         part = np.zeros((bottom - top, right - left, *photo.shape[2:]), np.uint8)
         area = max(left, 0), max(top, 0), min(right, columns), min(bottom, rows)
