@@ -186,29 +186,27 @@ def overlaps(window, boxes: np.ndarray) -> np.ndarray:
 # --- backgrounds: windows that touch no box (§4.1 "background-only regions") ---
 
 
-def free_position(width, height, w, h, obstacles: np.ndarray, rng):
+def free_position(width, height, w, h, obstacles: np.ndarray, seed):
     """Draw (x0, y0) of a w x h window uniformly among all places inside the image that overlap no obstacle.
 
-    obstacles: (n, 4) as x, y, w, h. None when there is no such place. Exact: the window overlaps (x, y, bw, bh) if and
-    only if x - w < x0 < x + bw and y - h < y0 < y + bh, so the lines of these edges divide all positions into cells
-    that are entirely free or entirely not.
+    obstacles: (n, 4) as x, y, w, h; seed: of the draw. None when there is no such place. Exact: the window overlaps
+    (x, y, bw, bh) if and only if x - w < x0 < x + bw and y - h < y0 < y + bh, so the lines of these edges divide all
+    positions into cells that are entirely free or entirely not.
     """
     if w >= width or h >= height:
         return None
-    x, y, bw, bh = obstacles.T
-    low_x, high_x = np.clip(x - w, 0, width - w), np.clip(x + bw, 0, width - w)
-    low_y, high_y = np.clip(y - h, 0, height - h), np.clip(y + bh, 0, height - h)
-    xs = np.unique(np.concatenate([[0, width - w], low_x, high_x]))
-    ys = np.unique(np.concatenate([[0, height - h], low_y, high_y]))
-    area = np.diff(ys)[:, None] * np.diff(xs)[None, :]
-    bounds = (np.searchsorted(ys, low_y), np.searchsorted(ys, high_y),
-              np.searchsorted(xs, low_x), np.searchsorted(xs, high_x))
-    for top, bottom, left, right in zip(*bounds, strict=True):
-        area[top:bottom, left:right] = 0
-    total = np.cumsum(area)
+    room, corners = (width - w, height - h), obstacles[:, :2]
+    low, high = np.clip(corners - (w, h), 0, room), np.clip(corners + obstacles[:, 2:], 0, room)
+    xs, ys = np.sort(np.concatenate([[(0, 0), room], low, high]), 0).T
+    area = (ys[1:] - ys[:-1])[:, None] * (xs[1:] - xs[:-1])
+    (left, top), (right, bottom) = ((xs.searchsorted(line[:, 0]), ys.searchsorted(line[:, 1])) for line in (low, high))
+    for k in range(len(obstacles)):
+        area[top[k]:bottom[k], left[k]:right[k]] = 0
+    total = area.cumsum()
     if total[-1] <= 0:
         return None
-    cell = min(int(np.searchsorted(total, rng.random() * total[-1], side="right")), area.size - 1)
+    rng = np.random.default_rng(seed)
+    cell = min(int(total.searchsorted(rng.random() * total[-1], side="right")), area.size - 1)
     row, column = divmod(cell, xs.size - 1)
     return float(rng.uniform(xs[column], xs[column + 1])), float(rng.uniform(ys[row], ys[row + 1]))
 
@@ -248,8 +246,8 @@ class FreeSpace:
             middles = [(x + OVERLAP * a, y + OVERLAP * b, a - 2 * OVERLAP * a, b - 2 * OVERLAP * b)
                        for x, y, a, b in self.taken[i]]
             obstacles = np.concatenate([self.obstacles[i], edges_of(middles)])
-            rng = np.random.default_rng([name_hash(photo.file, self.rules.seed), len(middles)])
-            position = free_position(photo.width, photo.height, w, h, obstacles, rng)
+            seed = name_hash(photo.file, self.rules.seed), len(middles)
+            position = free_position(photo.width, photo.height, w, h, obstacles, seed)
             if position is not None:
                 self.taken[i].append((*position, w, h))
                 self.full[i] = len(self.taken[i]) >= self.rules.y_per_image
